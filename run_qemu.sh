@@ -1,0 +1,172 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Usage: ./run_qemu.sh [options]
+#
+# Build a Linux kernel for arm64 with this series, boot it in QEMU, run the series'
+# selftests in it and say what they gave. With no option: Debian's linux-source-6.1,
+# 4K pages, all tests. What is missing is installed first, if that can be done.
+# All that is made goes under build/; what has not changed is used again.
+#
+# Kernel:
+#   --base 6.1          kernel version of the series
+#   --kernel DIR        your own tree (git or not) of that version, instead of Debian's.
+#                       It is copied, never changed; it may have the series applied
+#   --unpatched         the kernel without the series: its tests skip
+#   --pages 4k|16k|64k  page size (4k)
+#   --config FRAG       a config fragment on top of configs/*; may be repeated
+# Tests:
+#   --tests "NAME ..."  only these
+#   --list              print the names and stop
+#   --kernel-tests      also the kernel's own tests (selftests/vm), compared with what
+#                       they give on an unpatched kernel
+#   --repeat N          run them N times in one boot
+# Guest:
+#   --cpu MODEL         QEMU's -cpu (max)
+#   --smp N             CPUs (4)
+#   --mem SIZE          memory (2G; 4G with 16k pages, 6G with 64k)
+#   --timeout S         seconds a pass may take (600; 2400 with --kernel-tests)
+#   --shell             a shell in the guest instead of the tests
+#   --gdb               wait for gdb on port 1234, in a kernel with debug info
+# Places:
+#   --out DIR           where logs go (build/out/<kernel>)
+#   --build DIR         where everything else goes (build/ here; no space or colon in it)
+#
+# Exit: 0 passed, 1 a test failed, 2 usage or set-up, 3 kernel trouble (it crashed,
+# warned or hung). The last line is "N passed, N failed, N skipped".
+. "$(dirname "$0")/scripts/lib.sh"
+
+base=6.1 kernel='' unpatched='' pages=4k fragments=()
+names='' list='' kernel_tests='' repeat=1
+cpu=max smp=4 mem='' timeout='' shell='' gdb='' out=''
+while [ $# -gt 0 ]; do
+	case $1 in
+	--unpatched | --list | --kernel-tests | --shell | --gdb)
+		option=${1#--}
+		printf -v "${option//-/_}" 1
+		;;
+	--base | --kernel | --pages | --repeat | --cpu | --smp | --mem | --timeout | --out)
+		need_value "$@"
+		printf -v "${1#--}" %s "$2"
+		shift
+		;;
+	--tests) need_value "$@"; names+=" $2"; shift ;;
+	--config) need_value "$@"; fragments+=("$2"); shift ;;
+	--build) need_value "$@"; BUILD=$2; shift ;;
+	-h | --help) usage ;;
+	*) die "unknown option '$1' (see --help)" ;;
+	esac
+	shift
+done
+
+# What is wrong with the options is said before anything is fetched or built.
+case $pages in
+4k) mem=${mem:-2G} ;;
+16k) mem=${mem:-4G} ;;
+64k) mem=${mem:-6G} ;;
+*) die "--pages takes 4k, 16k or 64k, not '$pages'" ;;
+esac
+for number in repeat smp timeout; do
+	[[ ${!number:-1} =~ ^[1-9][0-9]*$ ]] || die "--$number takes a number, not '${!number}'"
+done
+[[ $mem =~ ^[1-9][0-9]*[MG]?$ ]] || die "--mem takes megabytes, or a number with G, not '$mem'"
+for f in "${fragments[@]}"; do [ -f "$f" ] || die "no such config fragment: $f"; done
+timeout=$((${timeout:-$((kernel_tests ? 2400 : 600))} * repeat))
+series=$(series_file "$base")
+[ -z "$kernel" ] || check_tree "$kernel" "$base"
+
+begin=$SECONDS
+"$TOP/scripts/deps"
+lock_build
+
+# 1. The tree to boot, and the patched tree its tests come from
+debian='' patched=$BUILD/tree/$base
+if [ -n "$kernel" ]; then
+	source=$(cd "$kernel" && pwd -P)
+	name=$(tr -c '[:alnum:].\n' _ <<<"${source##*/}")-$(hash_of <<<"$source" | cut -c1-6)
+	tree=$BUILD/tree/$name
+else
+	debian=$("$TOP/scripts/source" --base "$base")
+	source=$debian name=$base tree=$patched
+fi
+if [ -n "$unpatched" ]; then
+	name=$name-unpatched
+	# The tests of an unpatched kernel come from the patched tree of Debian's source.
+	debian=${debian:-$("$TOP/scripts/source" --base "$base")}
+	"$TOP/scripts/patch" --base "$base" "$debian" "$patched"
+	if [ -n "$kernel" ]; then
+		tree=$tree-unpatched
+		"$TOP/scripts/patch" --base "$base" --unpatched "$source" "$tree"
+	else
+		tree=$debian
+	fi
+else
+	"$TOP/scripts/patch" --base "$base" "$source" "$tree"
+	patched=$tree
+fi
+
+# 2. Its tests
+tests=$BUILD/tests/${patched##*/}
+known=$("$TOP/scripts/tests" --list "$patched" "$tests/mm" mm)
+if [ -n "$list" ]; then
+	echo "$known"
+	exit
+fi
+for n in $names; do
+	grep -qxF -- "$n" <<<"$known" || die "unknown test '$n'; known: $(xargs <<<"$known")"
+done
+installs=("$tests/mm/install")
+if [ -n "$kernel_tests" ]; then
+	{ read -r userland && read -r sysroot; } < <("$TOP/scripts/userland" --kernel-tests) || exit 2
+	"$TOP/scripts/tests" --sysroot "$sysroot" "$tree" "$BUILD/tests/${tree##*/}/vm" vm
+	installs+=("$BUILD/tests/${tree##*/}/vm/install")
+	[ -z "$names" ] || names+=" $("$TOP/scripts/tests" --list --sysroot "$sysroot" "$tree" "$BUILD/tests/${tree##*/}/vm" vm | xargs)"
+else
+	userland=$("$TOP/scripts/userland")
+fi
+
+# 3. Kernel
+config=("$TOP"/configs/{base,pages-$pages,mm,checks}.config)
+[ -n "$unpatched" ] || config+=("$TOP/configs/contpte.config")
+[ -z "$gdb" ] || config+=("$TOP/configs/gdb.config")
+config+=("${fragments[@]}")
+name+=-$pages
+for f in ${gdb:+gdb.config} "${fragments[@]}"; do
+	name+=+$(basename "$f" .config | tr -c '[:alnum:].\n' _)
+done
+obj=$BUILD/kernel/$name
+"$TOP/scripts/config" "$tree" "$obj" "${config[@]}"
+image=$("$TOP/scripts/build" "$tree" "$obj")
+
+# 4. Guest
+out=${out:-$BUILD/out/$name}
+mkdir -p "$out" || die "cannot create $out"
+out=$(cd "$out" && pwd -P)
+"$TOP/scripts/initramfs" ${shell:+--shell} --repeat "$repeat" --tests "$names" "$out" "$userland" "${installs[@]}"
+{
+	echo "kernel:  Linux $(version_of "$tree") from ${kernel:-linux-source-$base ${debian##*/}}, $(
+		if [ -n "$unpatched" ]; then
+			echo unpatched
+		elif [ -e "$tree.touched" ] && [ ! -s "$tree.touched" ]; then
+			echo "series already in it"
+		else
+			echo "$(patches_of "$series" | wc -l) patches"
+		fi)"
+	echo "config:  $(basename -a -s .config "${config[@]}" | xargs) ($obj/.config)"
+	echo "guest:   -cpu $cpu, $smp CPUs, $mem, $repeat pass(es); ready after $((SECONDS - begin)) s"
+} >"$out/info"
+say "ready: $((SECONDS - begin)) s"
+
+boot=("$TOP/scripts/boot" --cpu "$cpu" --smp "$smp" --mem "$mem" --timeout "$timeout" ${gdb:+--gdb} ${shell:+--shell} "$image" "$out")
+if [ -n "$shell" ]; then
+	flock -u 9
+	exec "${boot[@]}"
+fi
+# In the background, for a signal to reach it at once: a shell first waits for what
+# is in its foreground.
+setpriv --pdeathsig TERM "${boot[@]}" &
+child=$!
+trap 'kill "$child" 2>/dev/null; wait "$child"; exit 130' INT TERM HUP
+wait "$child" || [ $? -eq 3 ] || exit 2
+status=0
+"$TOP/scripts/report" ${kernel_tests:+--known "$TOP/scripts/known-failures-$base"} "$out" || status=$?
+exit "$status"

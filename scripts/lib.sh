@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# What the scripts here share. Each starts with: . "$(dirname "$0")/lib.sh"
+#
+# The result of a script goes to stdout, what it says about itself to stderr.
+# Exit: 0 good, 1 a test failed, 2 usage or set-up, 3 kernel trouble.
+
+set -euo pipefail
+export LC_ALL=C
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+export BUILD=${BUILD:-$TOP/build}
+CROSS=aarch64-linux-gnu-
+# shellcheck disable=SC2034  # read by the scripts that source this
+ARM64_MAKE=(--no-print-directory ARCH=arm64 "CROSS_COMPILE=$CROSS")
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "${0##*/}: $*"; exit 2; }
+
+# The help of a script is the comment at its top.
+usage() { sed -n '2,/^[^#]/{/^# SPDX/d;s/^# \{0,1\}//p}' "$0"; exit 0; }
+
+# need_value OPTION [VALUE...]: die unless a value follows
+need_value() { [ $# -ge 2 ] || die "$1 needs a value (see --help)"; }
+
+hash_of() { sha256sum | cut -c1-16; }
+
+# The kernel's make takes no space or colon in a path, so build/ may have none.
+prepare_build() {
+	case $BUILD in
+	*[[:space:]:]*) die "the kernel's make takes no space or colon in '$BUILD': name another place with --build DIR" ;;
+	/*) ;;
+	*) BUILD=$PWD/$BUILD ;;
+	esac
+	mkdir -p "$BUILD" 2>/dev/null || die "cannot create $BUILD"
+	[ -w "$BUILD" ] || die "cannot write to $BUILD"
+	BUILD=$(cd "$BUILD" && pwd -P)
+}
+
+# One run at a time in build/: the second says so and waits. A script called by a
+# script that holds the lock goes on.
+lock_build() {
+	prepare_build
+	[ "${BUILD_LOCK:-}" != "$BUILD" ] || return 0
+	exec 9>>"$BUILD/lock"
+	if ! flock -n 9; then
+		say "${0##*/}: another run (process $(tail -n 1 "$BUILD/lock")) is using $BUILD: waiting for it"
+		flock 9
+	fi
+	echo $$ >"$BUILD/lock"
+	export BUILD_LOCK=$BUILD
+}
+
+# need_space GB DIR
+need_space() {
+	local free
+	free=$(df --output=avail -k "$2" | tail -n 1)
+	[ "$free" -ge $(($1 * 1024 * 1024)) ] ||
+		die "$2 has $((free / 1024)) MB free, this needs $1 GB: free some, or name another place with --build DIR"
+}
+
+# step NAME LOG COMMAND...: run a long command with its output in LOG. On a terminal
+# a line moves while it runs; in a log there is one line when it is done. In a
+# function given as COMMAND errexit is off: chain its commands with &&.
+step() {
+	local name=$1 log=$2 start=$SECONDS status=0 mover=
+	shift 2
+	mkdir -p "${log%/*}"
+	: >"$log"
+	if [ -t 2 ]; then
+		while kill -0 $$ 2>/dev/null; do
+			printf '\r\033[K%s: %d s  %.50s' "$name" $((SECONDS - start)) \
+				"$(tail -n 1 "$log" | tr -cd '[:print:]')" >&2
+			sleep 0.5
+		done 9>&- &
+		mover=$!
+	fi
+	"$@" >"$log" 2>&1 </dev/null || status=$?
+	if [ -n "$mover" ]; then
+		kill "$mover" 2>/dev/null || true
+		wait "$mover" 2>/dev/null || true
+		printf '\r\033[K' >&2
+	fi
+	if [ "$status" -eq 0 ]; then
+		say "$name: $((SECONDS - start)) s"
+	else
+		say "$name: failed after $((SECONDS - start)) s; the end of $log:"
+		tail -n 15 "$log" | sed 's/^/    /' >&2
+	fi
+	return "$status"
+}
+
+# apt with a state of its own under build/ and arm64 as its architecture, reading
+# the machine's own sources: needs no root and leaves the host's dpkg alone.
+apt_arm64() {
+	local tool=$1 state=$BUILD/apt
+	shift
+	mkdir -p "$state/lists/partial" "$state/archives/partial" "$state/empty"
+	: >>"$state/status"
+	"$tool" -q -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User= \
+		-o Dir::State="$state" -o Dir::State::lists="$state/lists" \
+		-o Dir::State::status="$state/status" -o Dir::Cache="$state" \
+		-o Dir::Cache::archives="$state/archives" -o Dir::Etc::preferencesparts="$state/empty" \
+		-o APT::Get::List-Cleanup=0 -o Debug::NoLocking=1 "$@"
+}
+
+# Fetch the package lists, at most once a day. Old lists do when there is no network.
+apt_lists() {
+	local stamp=$BUILD/apt/updated
+	[ -z "$(find "$stamp" -mmin -1440 2>/dev/null)" ] || return 0
+	if step "package lists" "$BUILD/log/apt-update" apt_arm64 apt-get update &&
+		! grep -q '^Err:' "$BUILD/log/apt-update"; then
+		touch "$stamp"
+	elif [ -e "$stamp" ]; then
+		say "package lists: no network? going on with those of $(date -r "$stamp" +%F)"
+	fi
+}
+
+# version_of DIR: the version in a kernel tree's Makefile
+version_of() {
+	awk '$2 == "=" && $1 ~ /^(VERSION|PATCHLEVEL|SUBLEVEL)$/ { v = v "." $3 }
+	     $1 == "SUBLEVEL" { print substr(v, 2); exit }' "$1/Makefile"
+}
+
+# check_tree DIR BASE: die unless DIR is a kernel tree of that version
+check_tree() {
+	local f version
+	[ -d "$1" ] || die "no such directory: $1"
+	for f in Makefile Kconfig mm/memory.c arch/arm64/Kconfig; do
+		[ -f "$1/$f" ] || die "not a kernel tree: $1 has no $f"
+	done
+	version=$(version_of "$1")
+	case $version in
+	"$2".*) ;;
+	*) die "$1 is Linux $version, and the series is for $2" ;;
+	esac
+}
+
+# series_file BASE: the series of a base; the default base's is called just "series"
+series_file() {
+	local f
+	for f in "$TOP/series.$1" "$TOP/series"; do
+		if [ -e "$f" ] && grep -q "^$1/" "$f"; then
+			echo "$f"
+			return
+		fi
+	done
+	die "no series for base $1; there is one for: $(sed -n 's,^\([0-9.]*\)/.*,\1,p' "$TOP"/series "$TOP"/series.* 2>/dev/null | sort -uV | xargs)"
+}
+
+# patches_of SERIES: its patch files, in order
+patches_of() { awk -v dir="$TOP/patches/" '/^[^#]/ { print dir $1 }' "$1"; }

@@ -1,0 +1,1499 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Access and dirty of folded blocks.
+ *
+ * Claim: accessed and dirty of a block are the OR of its entries.  Whichever
+ * entry the access went through, nothing is lost, nothing is invented beyond the
+ * block, and neither the access nor clear_refs unfolds.
+ *
+ * Oracle: Referenced, Private_Dirty, Shared_Dirty and Swap of smaps and the
+ * idle page bitmap for the bits; for what hangs on the bits, the data.  A page
+ * whose dirty bit got lost comes back from reclaim or from disk with old data.
+ * Where only the dirty bit of the PTE stands between a page and its loss, each
+ * folio is written through one entry only, since reclaim spreads the dirty bit
+ * of one page over the folio.
+ */
+#include "contpte_util.h"
+#include <sys/wait.h>
+
+#include "../kselftest_harness.h"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ	22
+#endif
+
+#define TIMEOUT		240
+
+/* More entries than this are sampled, the first and the last among them. */
+#define MAX_ENTRIES	16
+/* The same where a sample costs a huge page of more than a few megabytes. */
+#define FEW_ENTRIES	4
+
+static unsigned int sample(struct cont_map *m, unsigned int max, unsigned int *ent)
+{
+	__u64 state = m->seed;
+	unsigned int i;
+
+	if (m->bpages <= max) {
+		for (i = 0; i < m->bpages; i++)
+			ent[i] = i;
+		return m->bpages;
+	}
+	ent[0] = 0;
+	ent[1] = m->bpages - 1;
+	for (i = 2; i < max; i++)
+		ent[i] = 1 + cont_rand(&state) % (m->bpages - 2);
+	return max;
+}
+
+static char *page_at(const struct cont_map *m, unsigned int i)
+{
+	return m->addr + i * m->page;
+}
+
+static bool forget_accesses(void)
+{
+	return cont_write_str("/proc/self/clear_refs", "1");
+}
+
+static bool wait_ok(pid_t pid)
+{
+	int status;
+
+	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
+	       !WEXITSTATUS(status);
+}
+
+/*
+ * clear_refs leaves it to the TLB to forget that an entry was accessed.  fork()
+ * flushes all of the parent's translations; the window itself has to be
+ * MADV_DONTFORK, or it would be write protected.
+ */
+static bool flush_tlb(void)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(0);
+	return pid > 0 && wait_ok(pid);
+}
+
+static long smaps_dirty(const void *addr, size_t len)
+{
+	long priv = cont_smaps(addr, len, "Private_Dirty:");
+	long shared = cont_smaps(addr, len, "Shared_Dirty:");
+
+	return priv < 0 || shared < 0 ? -1 : priv + shared;
+}
+
+static bool have_swap(void)
+{
+	char line[256];
+	int lines = 0;
+	FILE *f;
+
+	f = fopen("/proc/swaps", "re");
+	if (!f)
+		return false;
+	while (fgets(line, sizeof(line), f))
+		lines++;
+	fclose(f);
+	return lines > 1;
+}
+
+/* Read a byte of page i; in an executable mapping, run the code that is there. */
+static bool use_page(const struct cont_map *m, unsigned int i)
+{
+#ifdef __aarch64__
+	if (m->src == CONT_XFS_EXEC) {
+		unsigned int (*code)(long unused);
+
+		code = (void *)page_at(m, i);
+		return code(0) == (cont_index(m, i) & 0xffff);
+	}
+#endif
+	cont_touch(page_at(m, i), m->page);
+	return true;
+}
+
+/* ---- accessed --------------------------------------------------------- */
+
+/* Three blocks: the one that is touched and one on either side. */
+#define ACCESS_BLOCKS	3
+
+FIXTURE(access)
+{
+	struct cont_map m;
+	char *mid;		/* the block in the middle, a VMA of its own */
+	unsigned int nr;
+	unsigned int ent[MAX_ENTRIES];
+};
+
+FIXTURE_VARIANT(access)
+{
+	enum cont_source src;
+};
+
+FIXTURE_VARIANT_ADD(access, anon)
+{
+	.src = CONT_ANON,
+};
+
+FIXTURE_VARIANT_ADD(access, shmem)
+{
+	.src = CONT_SHMEM,
+};
+
+FIXTURE_VARIANT_ADD(access, xfs)
+{
+	.src = CONT_XFS,
+};
+
+FIXTURE_VARIANT_ADD(access, xfs_exec)
+{
+	.src = CONT_XFS_EXEC,
+};
+
+FIXTURE_SETUP(access)
+{
+	struct cont_map *m = &self->m;
+	int ret;
+
+	if (!cont_supported())
+		SKIP(return, CONT_NO_SUPPORT);
+	ret = cont_map_make(m, variant->src, ACCESS_BLOCKS);
+	if (ret == CONT_MAKE_SKIP)
+		SKIP(return, "%s", m->why);
+	ASSERT_EQ(0, ret)
+		TH_LOG("%s", m->why);
+	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_DONTFORK));
+	self->mid = m->addr + m->block;
+	ASSERT_EQ(0, madvise(self->mid, m->block, MADV_DONTDUMP));
+	self->nr = sample(m, MAX_ENTRIES, self->ent);
+}
+
+FIXTURE_TEARDOWN(access)
+{
+	if (self->m.addr)
+		cont_map_free(&self->m);
+}
+
+/*
+ * Real hardware may set the accessed flag ahead of an access that never comes.
+ * A kernel that invents one does so every time.
+ */
+#define TRIES	8U
+
+/* What every test of this fixture starts from. */
+static bool unreferenced(struct cont_map *m)
+{
+	unsigned int tries;
+
+	for (tries = 0; tries < TRIES; tries++) {
+		if (!forget_accesses() || !flush_tlb())
+			return false;
+		if (!cont_smaps(m->addr, m->len, "Referenced:"))
+			return true;
+	}
+	return false;
+}
+
+TEST_F_TIMEOUT(access, clear_refs_reaches_every_entry, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+
+	if (!m->addr)
+		return;
+	cont_touch(m->addr, m->len);
+	ASSERT_EQ((long)m->len, cont_smaps(m->addr, m->len, "Referenced:"));
+	EXPECT_TRUE(unreferenced(m));
+}
+
+TEST_F_TIMEOUT(access, clear_refs_does_not_unfold, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+
+	if (!m->addr)
+		return;
+	ASSERT_TRUE(forget_accesses());
+	EXPECT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+	EXPECT_EQ(0U, cont_bad(m, 0, m->nr_pages, 0));
+}
+
+TEST_F_TIMEOUT(access, any_entry_references_its_block, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int n, i;
+
+	if (!m->addr)
+		return;
+	for (n = 0; n < self->nr; n++) {
+		i = m->bpages + self->ent[n];
+		ASSERT_TRUE(unreferenced(m));
+		ASSERT_TRUE(use_page(m, i));
+		EXPECT_EQ((long)m->block,
+			  cont_smaps(self->mid, m->block, "Referenced:"))
+			TH_LOG("used entry %u", self->ent[n]);
+	}
+}
+
+TEST_F_TIMEOUT(access, no_entry_references_other_blocks, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int n, tries;
+	char *last;
+
+	if (!m->addr)
+		return;
+	last = self->mid + m->block;
+	for (n = 0; n < self->nr; n++) {
+		for (tries = 0; tries < TRIES; tries++) {
+			ASSERT_TRUE(unreferenced(m));
+			ASSERT_TRUE(use_page(m, m->bpages + self->ent[n]));
+			ASSERT_LT(0, cont_smaps(self->mid, m->block, "Referenced:"));
+			if (!cont_smaps(m->addr, m->block, "Referenced:") &&
+			    !cont_smaps(last, m->block, "Referenced:"))
+				break;
+		}
+		EXPECT_GT(TRIES, tries)
+			TH_LOG("used entry %u", self->ent[n]);
+	}
+}
+
+TEST_F_TIMEOUT(access, use_does_not_unfold, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int n;
+
+	if (!m->addr)
+		return;
+	for (n = 0; n < self->nr; n++) {
+		ASSERT_TRUE(unreferenced(m));
+		ASSERT_TRUE(use_page(m, m->bpages + self->ent[n]));
+		EXPECT_EQ((long)m->len, cont_mapped(m->addr, m->len))
+			TH_LOG("used entry %u", self->ent[n]);
+	}
+}
+
+/* Set the idle flag of the folio that pfn is the head of, or get it: -1, 0, 1. */
+static int idle_flag(__u64 pfn, bool set)
+{
+	__u64 bit = 1ULL << (pfn % 64), word = set ? bit : 0;
+	off_t off = pfn / 64 * sizeof(word);
+	ssize_t n;
+	int fd;
+
+	fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	if (set)
+		n = pwrite(fd, &word, sizeof(word), off);
+	else
+		n = pread(fd, &word, sizeof(word), off);
+	close(fd);
+	return n == sizeof(word) ? !!(word & bit) : -1;
+}
+
+/* The way reclaim looks at a folio: through its reverse mapping. */
+TEST_F_TIMEOUT(access, any_entry_ends_idleness_of_the_folio, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int n, tries;
+	__u64 pfn, flags;
+
+	if (!m->addr)
+		return;
+	if (access("/sys/kernel/mm/page_idle/bitmap", W_OK))
+		SKIP(return, "kernel has no idle page tracking");
+
+	pfn = cont_pfn(self->mid);
+	while (cont_kpageflags(pfn, 1, &flags) && (flags & CONT_KPF_TAIL))
+		pfn--;
+	for (n = 0; n < self->nr; n++) {
+		for (tries = 0; tries < TRIES; tries++) {
+			ASSERT_EQ(1, idle_flag(pfn, true));
+			ASSERT_TRUE(flush_tlb());
+			if (idle_flag(pfn, false) == 1)
+				break;
+		}
+		ASSERT_GT(TRIES, tries);
+		ASSERT_TRUE(use_page(m, m->bpages + self->ent[n]));
+		EXPECT_EQ(0, idle_flag(pfn, false))
+			TH_LOG("used entry %u", self->ent[n]);
+	}
+}
+
+/* ---- accessed by a fault ---------------------------------------------- */
+
+FIXTURE(fault)
+{
+	struct cont_map m;
+};
+
+FIXTURE_VARIANT(fault)
+{
+	enum cont_source src;
+	bool hole;		/* nothing in the page cache yet */
+};
+
+FIXTURE_VARIANT_ADD(fault, shmem)
+{
+	.src = CONT_SHMEM,
+};
+
+FIXTURE_VARIANT_ADD(fault, shmem_hole)
+{
+	.src = CONT_SHMEM,
+	.hole = true,
+};
+
+FIXTURE_VARIANT_ADD(fault, xfs)
+{
+	.src = CONT_XFS,
+};
+
+FIXTURE_VARIANT_ADD(fault, xfs_exec)
+{
+	.src = CONT_XFS_EXEC,
+};
+
+FIXTURE_SETUP(fault)
+{
+	struct cont_map *m = &self->m;
+	int ret;
+
+	if (!cont_supported())
+		SKIP(return, CONT_NO_SUPPORT);
+	ret = cont_map_make(m, variant->src, ACCESS_BLOCKS);
+	if (ret == CONT_MAKE_SKIP)
+		SKIP(return, "%s", m->why);
+	ASSERT_EQ(0, ret)
+		TH_LOG("%s", m->why);
+	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_DONTFORK));
+	ASSERT_EQ(0, madvise(m->addr + m->block, m->block, MADV_DONTDUMP));
+}
+
+FIXTURE_TEARDOWN(fault)
+{
+	if (self->m.addr)
+		cont_map_free(&self->m);
+}
+
+/* However many pages the kernel maps around the one that was asked for. */
+TEST_F_TIMEOUT(fault, references_only_its_block, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int tries;
+	char *mid, *last;
+
+	if (!m->addr)
+		return;
+	mid = m->addr + m->block;
+	last = mid + m->block;
+	for (tries = 0; tries < TRIES; tries++) {
+		/* Else the flag would go from the entries to the folio. */
+		ASSERT_TRUE(unreferenced(m));
+		if (variant->hole) {
+			ASSERT_EQ(0, ftruncate(m->fd, 0));
+			ASSERT_EQ(0, ftruncate(m->fd, m->pmd));
+		} else {
+			ASSERT_EQ(0, madvise(m->addr, m->len, MADV_DONTNEED));
+		}
+		ASSERT_EQ(0, cont_smaps(m->addr, m->len, "Rss:"));
+		cont_touch(mid + m->page, m->page);
+		ASSERT_LT(0, cont_smaps(mid, m->block, "Referenced:"));
+		if (!cont_smaps(m->addr, m->block, "Referenced:") &&
+		    !cont_smaps(last, m->block, "Referenced:"))
+			break;
+	}
+	EXPECT_GT(TRIES, tries);
+}
+
+/* ---- clean, writable blocks: dirty is in the PTEs alone --------------- */
+
+FIXTURE(dirty)
+{
+	struct cont_map m;
+	unsigned int nr;
+	unsigned int ent[MAX_ENTRIES];
+};
+
+FIXTURE_VARIANT(dirty)
+{
+	enum cont_source src;
+};
+
+/* MADV_FREE'd as a THP, then split into PTEs. */
+FIXTURE_VARIANT_ADD(dirty, anon)
+{
+	.src = CONT_ANON,
+};
+
+/* A hole that has only been read so far. */
+FIXTURE_VARIANT_ADD(dirty, shmem)
+{
+	.src = CONT_SHMEM,
+};
+
+/*
+ * Give the window new folios that are clean in every respect, mapped by writable
+ * and folded PTEs.  Anonymous memory holds generation 0, which the kernel may
+ * drop at any time; shmem holds zeroes.
+ */
+static int renew_clean(struct cont_map *m)
+{
+	char *thp;
+	int tries;
+
+	if (m->src == CONT_SHMEM) {
+		if (ftruncate(m->fd, 0) || ftruncate(m->fd, m->pmd) ||
+		    mmap(m->addr, m->len, m->prot, m->flags | MAP_FIXED, m->fd,
+			 m->off) != m->addr)
+			return cont_why(m, CONT_MAKE_FAIL, "hole: %s", strerror(errno));
+		cont_touch(m->addr, m->len);
+		return 0;
+	}
+
+	thp = (char *)((uintptr_t)m->addr & ~(m->pmd - 1));
+	for (tries = 0; ; tries++) {
+		if (mmap(thp, m->pmd, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
+			 -1, 0) != thp || madvise(thp, m->pmd, MADV_HUGEPAGE))
+			return cont_why(m, CONT_MAKE_FAIL, "mmap: %s", strerror(errno));
+		cont_fill(m, 0, m->nr_pages, 0);
+		if (cont_smaps(thp, m->pmd, "AnonHugePages:") == (long)m->pmd)
+			break;
+		if (tries)
+			return cont_why(m, CONT_MAKE_SKIP,
+					"no memory for a THP of %zu kB", m->pmd >> 10);
+		cont_write_str("/proc/sys/vm/compact_memory", "1");
+	}
+	if (madvise(thp, m->pmd, MADV_FREE) ||
+	    madvise(m->addr, m->len, MADV_NOHUGEPAGE))
+		return cont_why(m, CONT_MAKE_FAIL, "madvise: %s", strerror(errno));
+	return 0;
+}
+
+static int make_clean(struct cont_map *m, enum cont_source src, unsigned int blocks)
+{
+	int ret = cont_map_make(m, src, blocks);
+
+	return ret ? ret : renew_clean(m);
+}
+
+/* Blocks for one write each, so that all entries get their turn. */
+static unsigned int dirty_blocks(void)
+{
+	size_t pmd = cont_pmd_size(), block = cont_size();
+	size_t bpages = block / cont_page_size();
+	size_t nr = pmd / block > 4 ? pmd / block - 4 : 1;
+
+	if (nr > bpages)
+		nr = bpages;
+	return nr < MAX_ENTRIES ? nr : MAX_ENTRIES;
+}
+
+FIXTURE_SETUP(dirty)
+{
+	struct cont_map *m = &self->m;
+	size_t b;
+	int ret;
+
+	if (!cont_supported())
+		SKIP(return, CONT_NO_SUPPORT);
+	ret = make_clean(m, variant->src, dirty_blocks());
+	if (ret == CONT_MAKE_SKIP)
+		SKIP(return, "%s", m->why);
+	ASSERT_EQ(0, ret)
+		TH_LOG("%s", m->why);
+	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+	/* Every block gets figures of its own in smaps. */
+	for (b = 0; b < m->nr_blocks; b += 2)
+		ASSERT_EQ(0, madvise(m->addr + b * m->block, m->block, MADV_DONTDUMP));
+	self->nr = sample(m, m->nr_blocks, self->ent);
+}
+
+FIXTURE_TEARDOWN(dirty)
+{
+	if (self->m.addr)
+		cont_map_free(&self->m);
+}
+
+TEST_F_TIMEOUT(dirty, reading_leaves_all_clean, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+
+	if (!m->addr)
+		return;
+	cont_touch(m->addr, m->len);
+	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
+	EXPECT_EQ(0ULL, cont_folio_flags(m->addr) & CONT_KPF_DIRTY);
+}
+
+TEST_F_TIMEOUT(dirty, any_entry_dirties_its_block, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int b;
+	char *block;
+
+	if (!m->addr)
+		return;
+	ASSERT_EQ(0, smaps_dirty(m->addr, m->len));
+	for (b = 0; b < self->nr; b++) {
+		block = m->addr + b * m->block;
+		cont_fill(m, b * m->bpages + self->ent[b], 1, 1);
+		EXPECT_EQ((long)m->block, smaps_dirty(block, m->block))
+			TH_LOG("wrote entry %u", self->ent[b]);
+	}
+}
+
+TEST_F_TIMEOUT(dirty, no_entry_dirties_other_blocks, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int b, other;
+
+	if (!m->addr)
+		return;
+	for (b = 0; b < self->nr; b++) {
+		cont_fill(m, b * m->bpages + self->ent[b], 1, 1);
+		for (other = b + 1; other < m->nr_blocks; other++)
+			EXPECT_EQ(0, smaps_dirty(m->addr + other * m->block, m->block))
+				TH_LOG("wrote entry %u of block %u, block %u is dirty",
+				       self->ent[b], b, other);
+	}
+}
+
+TEST_F_TIMEOUT(dirty, writing_does_not_unfold, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int b;
+
+	if (!m->addr)
+		return;
+	for (b = 0; b < self->nr; b++) {
+		cont_fill(m, b * m->bpages + self->ent[b], 1, 1);
+		EXPECT_EQ((long)m->len, cont_mapped(m->addr, m->len))
+			TH_LOG("wrote entry %u", self->ent[b]);
+	}
+}
+
+/*
+ * Get what is mapped in [addr, addr + len) reclaimed.  To split a folio of shmem
+ * is to unmap it: its pages have to be mapped again before they can go.  A page
+ * that another CPU is just looking at is passed over.
+ */
+static void page_out(const struct cont_map *m, char *addr, size_t len)
+{
+	size_t at;
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		for (at = 0; m->src == CONT_SHMEM && at < len; at += m->page)
+			madvise(addr + at, m->page, MADV_POPULATE_READ);
+		/* Holes make it fail with ENOMEM after it did the rest. */
+		madvise(addr, len, MADV_PAGEOUT);
+	}
+}
+
+/* Pages in [addr, addr + len) that are mapped. */
+static unsigned int present(const void *addr, size_t len)
+{
+	size_t page = cont_page_size(), at;
+	unsigned int sum = 0;
+	__u64 ent;
+
+	for (at = 0; at < len; at += page)
+		if (cont_pagemap((char *)addr + at, 1, &ent) &&
+		    (ent & CONT_PM_PRESENT))
+			sum++;
+	return sum;
+}
+
+/*
+ * A dirty bit that the kernel invented would make reclaim keep a page or write
+ * it to swap.  This is also what the tests of lost dirty bits rest on: reclaim
+ * does drop clean pages.
+ */
+TEST_F_TIMEOUT(dirty, reading_leaves_all_discardable, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+
+	if (!m->addr)
+		return;
+	cont_touch(m->addr, m->len);
+	page_out(m, m->addr, m->len);
+	EXPECT_EQ(0U, present(m->addr, m->len));
+	EXPECT_EQ(0, cont_smaps(m->addr, m->len, "Swap:"));
+}
+
+/* A dirty bit that clear_refs, or the accessed bit, took along. */
+TEST_F_TIMEOUT(dirty, clear_refs_keeps_dirty, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int b;
+
+	if (!m->addr)
+		return;
+	for (b = 0; b < self->nr; b++)
+		cont_fill(m, b * m->bpages + self->ent[b], 1, 1);
+	ASSERT_TRUE(forget_accesses());
+	for (b = 0; b < self->nr; b++)
+		EXPECT_EQ((long)m->block,
+			  smaps_dirty(m->addr + b * m->block, m->block))
+			TH_LOG("wrote entry %u", self->ent[b]);
+}
+
+/* ---- dirty bits under reclaim ----------------------------------------- */
+
+/*
+ * Between the write through one entry of a block and the reclaim of its folio,
+ * something is done to a neighbour in the same block, or to all of it.
+ */
+enum meanwhile {
+	NOTHING,
+	MUNMAP_NEIGHBOUR,
+	DONTNEED_NEIGHBOUR,
+	MPROTECT_NEIGHBOUR,
+	MPROTECT_ALL,
+	MREMAP_NEIGHBOUR,
+	MREMAP_ALL,
+	CLEAR_REFS,
+	FORK,			/* child goes away */
+	FORK_CHILD_KEEPS,	/* parent unmaps, child keeps the page */
+};
+
+FIXTURE(reclaim)
+{
+	struct cont_map m;
+	char *spare;		/* address space to move to, aligned like the window */
+	unsigned int nr;
+	unsigned int ent[MAX_ENTRIES];
+};
+
+FIXTURE_VARIANT(reclaim)
+{
+	enum cont_source src;
+	enum meanwhile op;
+};
+
+FIXTURE_VARIANT_ADD(reclaim, anon)
+{
+	.src = CONT_ANON,
+	.op = NOTHING,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, anon_munmap_neighbour)
+{
+	.src = CONT_ANON,
+	.op = MUNMAP_NEIGHBOUR,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, anon_dontneed_neighbour)
+{
+	.src = CONT_ANON,
+	.op = DONTNEED_NEIGHBOUR,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, anon_mprotect_neighbour)
+{
+	.src = CONT_ANON,
+	.op = MPROTECT_NEIGHBOUR,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, anon_mprotect_all)
+{
+	.src = CONT_ANON,
+	.op = MPROTECT_ALL,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, anon_mremap_neighbour)
+{
+	.src = CONT_ANON,
+	.op = MREMAP_NEIGHBOUR,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, anon_mremap_all)
+{
+	.src = CONT_ANON,
+	.op = MREMAP_ALL,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, anon_clear_refs)
+{
+	.src = CONT_ANON,
+	.op = CLEAR_REFS,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, anon_fork)
+{
+	.src = CONT_ANON,
+	.op = FORK,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, anon_fork_child_keeps)
+{
+	.src = CONT_ANON,
+	.op = FORK_CHILD_KEEPS,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, shmem)
+{
+	.src = CONT_SHMEM,
+	.op = NOTHING,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, shmem_munmap_neighbour)
+{
+	.src = CONT_SHMEM,
+	.op = MUNMAP_NEIGHBOUR,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, shmem_dontneed_neighbour)
+{
+	.src = CONT_SHMEM,
+	.op = DONTNEED_NEIGHBOUR,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, shmem_mprotect_neighbour)
+{
+	.src = CONT_SHMEM,
+	.op = MPROTECT_NEIGHBOUR,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, shmem_mprotect_all)
+{
+	.src = CONT_SHMEM,
+	.op = MPROTECT_ALL,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, shmem_mremap_neighbour)
+{
+	.src = CONT_SHMEM,
+	.op = MREMAP_NEIGHBOUR,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, shmem_mremap_all)
+{
+	.src = CONT_SHMEM,
+	.op = MREMAP_ALL,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, shmem_clear_refs)
+{
+	.src = CONT_SHMEM,
+	.op = CLEAR_REFS,
+};
+
+FIXTURE_VARIANT_ADD(reclaim, shmem_fork)
+{
+	.src = CONT_SHMEM,
+	.op = FORK,
+};
+
+FIXTURE_SETUP(reclaim)
+{
+	struct cont_map *m = &self->m;
+	int ret;
+
+	if (!cont_supported())
+		SKIP(return, CONT_NO_SUPPORT);
+	if (variant->src == CONT_SHMEM && !have_swap())
+		SKIP(return, "swap is off");
+	ret = make_clean(m, variant->src, 3);
+	if (ret == CONT_MAKE_SKIP)
+		SKIP(return, "%s", m->why);
+	ASSERT_EQ(0, ret)
+		TH_LOG("%s", m->why);
+	self->spare = mmap(NULL, 2 * m->pmd, PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(MAP_FAILED, self->spare);
+	self->spare = cont_align_up(self->spare, m->pmd) +
+		      ((uintptr_t)m->addr & (m->pmd - 1));
+	self->nr = sample(m, m->pmd > (4 << 20) ? FEW_ENTRIES : MAX_ENTRIES, self->ent);
+}
+
+FIXTURE_TEARDOWN(reclaim)
+{
+	if (self->m.addr)
+		cont_map_free(&self->m);
+}
+
+static bool mremap_to(char *from, size_t len, char *to)
+{
+	return mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to;
+}
+
+/* Reclaim the block that page i, now seen at "at", is in.  Is the page the same? */
+static bool survives(const struct cont_map *m, char *at, unsigned int i)
+{
+	page_out(m, (char *)((uintptr_t)at & ~(m->block - 1)), m->block);
+	/* Anonymous memory that is not to be discarded stays where it is. */
+	if (m->src == CONT_SHMEM && present(at, m->page)) {
+		printf("# page %u was not reclaimed\n", i);
+		return false;
+	}
+	return cont_page_ok(at, m->seed, cont_index(m, i), 1);
+}
+
+/* Write page i, do op, reclaim: is the page as it was written? */
+static bool write_op_reclaim(struct cont_map *m, enum meanwhile op, char *spare,
+			     unsigned int i, bool *op_ok)
+{
+	/* The next entry of the block, or the first after the last. */
+	char *next = page_at(m, i / m->bpages * m->bpages + (i + 1) % m->bpages);
+	int pipefd[2];
+	bool ok, told;
+	pid_t pid;
+	char c;
+
+	/* Shared memory is not copied at fork: here it is the child that writes. */
+	if (op == FORK && m->flags == MAP_SHARED) {
+		pid = fork();
+		if (!pid) {
+			cont_touch(m->addr, m->len);
+			cont_fill(m, i, 1, 1);
+			_exit(0);
+		}
+		*op_ok = pid > 0 && wait_ok(pid);
+		return survives(m, page_at(m, i), i);
+	}
+
+	cont_fill(m, i, 1, 1);
+	switch (op) {
+	case NOTHING:
+		break;
+	case MUNMAP_NEIGHBOUR:
+		*op_ok = !munmap(next, m->page);
+		break;
+	case DONTNEED_NEIGHBOUR:
+		*op_ok = !madvise(next, m->page, MADV_DONTNEED);
+		break;
+	case MPROTECT_NEIGHBOUR:
+		*op_ok = !mprotect(next, m->page, PROT_READ);
+		break;
+	case MPROTECT_ALL:
+		*op_ok = !mprotect(m->addr, m->len, PROT_READ);
+		break;
+	case MREMAP_NEIGHBOUR:
+		*op_ok = mremap_to(next, m->page, spare);
+		break;
+	case MREMAP_ALL:
+		*op_ok = mremap_to(m->addr, m->len, spare);
+		return survives(m, spare + m->page * i, i);
+	case CLEAR_REFS:
+		*op_ok = forget_accesses();
+		break;
+	case FORK:
+		pid = fork();
+		if (!pid)
+			_exit(0);
+		*op_ok = pid > 0 && wait_ok(pid);
+		break;
+	case FORK_CHILD_KEEPS:
+		if (pipe(pipefd)) {
+			*op_ok = false;
+			break;
+		}
+		pid = fork();
+		if (!pid) {
+			told = read(pipefd[0], &c, 1) == 1;
+			ok = told && survives(m, page_at(m, i), i);
+			_exit(ok ? 0 : told ? 1 : 2);
+		}
+		/* All of the THP: the child is to be the only one that maps it. */
+		ok = pid > 0 && !munmap((void *)((uintptr_t)m->addr & ~(m->pmd - 1)),
+					m->pmd);
+		*op_ok = write(pipefd[1], "", 1) == 1 && ok;
+		close(pipefd[0]);
+		close(pipefd[1]);
+		return pid > 0 && wait_ok(pid);
+	}
+	return survives(m, page_at(m, i), i);
+}
+
+TEST_F_TIMEOUT(reclaim, page_written_through_any_entry_survives, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	bool op_ok = true;
+	unsigned int n;
+	int ret;
+
+	if (!m->addr)
+		return;
+	for (n = 0; n < self->nr; n++) {
+		ret = renew_clean(m);
+		if (ret == CONT_MAKE_SKIP)
+			SKIP(return, "%s", m->why);
+		ASSERT_EQ(0, ret)
+			TH_LOG("%s", m->why);
+		ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+		ASSERT_EQ(0, smaps_dirty(m->addr, m->len));
+		EXPECT_TRUE(write_op_reclaim(m, variant->op, self->spare,
+					     m->bpages + self->ent[n], &op_ok))
+			TH_LOG("wrote entry %u", self->ent[n]);
+		ASSERT_TRUE(op_ok);
+	}
+}
+
+/* ---- reclaim of a memory cgroup: folios are unmapped in one go -------- */
+
+FIXTURE(memcg)
+{
+	char dir[64];
+};
+
+FIXTURE_SETUP(memcg)
+{
+	const char *root = "/sys/fs/cgroup";
+	char file[96];
+
+	if (!cont_supported())
+		SKIP(return, CONT_NO_SUPPORT);
+	snprintf(file, sizeof(file), "%s/cgroup.subtree_control", root);
+	if (!cont_write_str(file, "+memory"))
+		SKIP(return, "no cgroup2 with a memory controller at %s", root);
+	snprintf(self->dir, sizeof(self->dir), "%s/contpte.%d", root, getpid());
+	ASSERT_EQ(0, mkdir(self->dir, 0700));
+	snprintf(file, sizeof(file), "%s/memory.reclaim", self->dir);
+	if (access(file, W_OK)) {
+		rmdir(self->dir);
+		self->dir[0] = '\0';
+		SKIP(return, "memory cgroups have no memory.reclaim");
+	}
+}
+
+FIXTURE_TEARDOWN(memcg)
+{
+	if (self->dir[0])
+		rmdir(self->dir);
+}
+
+enum in_memcg {
+	SURVIVED,
+	GOT_LOST,
+	NOT_RECLAIMED,
+	NO_MEMORY,
+	NO_MEMCG,
+};
+
+/*
+ * Two THPs, MADV_FREE'd and then split into PTEs; one has been written through
+ * one entry since.  The one that was not tells that reclaim came by.
+ */
+static enum in_memcg lazyfree_in_memcg(const char *dir, unsigned int entry)
+{
+	struct cont_map written, clean;
+	char file[96];
+	unsigned int i;
+	int tries;
+
+	snprintf(file, sizeof(file), "%s/cgroup.procs", dir);
+	if (!cont_write_str(file, "0"))
+		return NO_MEMCG;
+	if (make_clean(&written, CONT_ANON, 2) || make_clean(&clean, CONT_ANON, 2))
+		return NO_MEMORY;
+	i = written.bpages + entry % written.bpages;
+	cont_fill(&written, i, 1, 1);
+	snprintf(file, sizeof(file), "%s/memory.reclaim", dir);
+	for (tries = 0; tries < 20 && present(clean.addr, clean.len); tries++) {
+		/* Accessed folios get another round. */
+		if (!forget_accesses())
+			return NO_MEMCG;
+		/* Says EAGAIN if it found less than it was asked for. */
+		cont_write_str(file, "1G");
+	}
+	if (present(clean.addr, clean.len))
+		return NOT_RECLAIMED;
+	return cont_page_ok(page_at(&written, i), written.seed,
+			    cont_index(&written, i), 1) ? SURVIVED : GOT_LOST;
+}
+
+TEST_F_TIMEOUT(memcg, page_written_after_madv_free_survives, TIMEOUT)
+{
+	size_t bpages = cont_size() / cont_page_size();
+	unsigned int entries[] = { 0, 1, bpages / 2, bpages - 1 }, n;
+	int status;
+	pid_t pid;
+
+	if (!self->dir[0])
+		return;
+	for (n = 0; n < ARRAY_SIZE(entries); n++) {
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid)
+			_exit(lazyfree_in_memcg(self->dir, entries[n]));
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		ASSERT_TRUE(WIFEXITED(status));
+		if (WEXITSTATUS(status) == NO_MEMORY)
+			SKIP(return, "no memory for two THPs");
+		EXPECT_EQ(SURVIVED, WEXITSTATUS(status))
+			TH_LOG("wrote entry %u", entries[n]);
+	}
+}
+
+/* ---- swap and MADV_FREE of whole folded ranges ------------------------ */
+
+FIXTURE(swap)
+{
+	struct cont_map m;
+};
+
+FIXTURE_VARIANT(swap)
+{
+	enum cont_source src;
+};
+
+FIXTURE_VARIANT_ADD(swap, anon)
+{
+	.src = CONT_ANON,
+};
+
+FIXTURE_VARIANT_ADD(swap, shmem)
+{
+	.src = CONT_SHMEM,
+};
+
+FIXTURE_SETUP(swap)
+{
+	struct cont_map *m = &self->m;
+	int ret;
+
+	if (!cont_supported())
+		SKIP(return, CONT_NO_SUPPORT);
+	if (!have_swap())
+		SKIP(return, "swap is off");
+	ret = cont_map_make(m, variant->src, 4);
+	if (ret == CONT_MAKE_SKIP)
+		SKIP(return, "%s", m->why);
+	ASSERT_EQ(0, ret)
+		TH_LOG("%s", m->why);
+	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+}
+
+FIXTURE_TEARDOWN(swap)
+{
+	if (self->m.addr)
+		cont_map_free(&self->m);
+}
+
+/* Generation that page i gets: a choice that the seed makes. */
+static __u64 gen_of(const struct cont_map *m, unsigned int i)
+{
+	return cont_mix(m->seed + i) % 2;
+}
+
+/* Pages [first, first + nr) that do not hold the generation of gen_of() + add. */
+static unsigned int bad_mix(const struct cont_map *m, unsigned int first,
+			    unsigned int nr, __u64 add)
+{
+	unsigned int i, bad = 0;
+
+	for (i = first; i < first + nr; i++)
+		bad += cont_bad(m, i, 1, gen_of(m, i) + add);
+	return bad;
+}
+
+static void write_mix(struct cont_map *m)
+{
+	unsigned int i;
+
+	for (i = 0; i < m->nr_pages; i++)
+		if (gen_of(m, i))
+			cont_fill(m, i, 1, 1);
+}
+
+TEST_F_TIMEOUT(swap, written_pages_come_back, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+
+	if (!m->addr)
+		return;
+	write_mix(m);
+	page_out(m, m->addr, m->len);
+	/* Pages were reclaimed, or there is nothing to be seen here. */
+	ASSERT_EQ((long)m->len, cont_smaps(m->addr, m->len, "Swap:"));
+	EXPECT_EQ(0U, bad_mix(m, 0, m->nr_pages, 0));
+}
+
+TEST_F_TIMEOUT(swap, both_sides_of_a_fork_come_back, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int i, bad;
+	pid_t pid;
+
+	if (!m->addr)
+		return;
+	write_mix(m);
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		bad = bad_mix(m, 0, m->nr_pages, 0);
+		/* Shared memory: the parent sees it.  Private: it must not. */
+		for (i = 0; i < m->nr_pages; i++)
+			cont_fill(m, i, 1, gen_of(m, i) + 2);
+		page_out(m, m->addr, m->len);
+		_exit(!!(bad + bad_mix(m, 0, m->nr_pages, 2)));
+	}
+	EXPECT_TRUE(wait_ok(pid));
+	page_out(m, m->addr, m->len);
+	EXPECT_EQ(0U, bad_mix(m, 0, m->nr_pages, m->flags == MAP_SHARED ? 2 : 0));
+}
+
+FIXTURE(madv_free)
+{
+	struct cont_map m;
+};
+
+FIXTURE_SETUP(madv_free)
+{
+	struct cont_map *m = &self->m;
+	int ret;
+
+	if (!cont_supported())
+		SKIP(return, CONT_NO_SUPPORT);
+	ret = cont_map_make(m, CONT_ANON, 4);
+	if (ret == CONT_MAKE_SKIP)
+		SKIP(return, "%s", m->why);
+	ASSERT_EQ(0, ret)
+		TH_LOG("%s", m->why);
+	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+}
+
+FIXTURE_TEARDOWN(madv_free)
+{
+	if (self->m.addr)
+		cont_map_free(&self->m);
+}
+
+TEST_F_TIMEOUT(madv_free, pages_written_later_survive, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int i;
+
+	if (!m->addr)
+		return;
+	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_FREE));
+	write_mix(m);
+	page_out(m, m->addr, m->len);
+	for (i = 0; i < m->nr_pages; i++)
+		if (gen_of(m, i))
+			EXPECT_EQ(0U, cont_bad(m, i, 1, 1));
+}
+
+TEST_F_TIMEOUT(madv_free, other_pages_are_old_or_zero, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int i;
+
+	if (!m->addr)
+		return;
+	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_FREE));
+	write_mix(m);
+	page_out(m, m->addr, m->len);
+	for (i = 0; i < m->nr_pages; i++) {
+		if (gen_of(m, i) || cont_page_zero(page_at(m, i)))
+			continue;
+		EXPECT_EQ(0U, cont_bad(m, i, 1, 0));
+	}
+}
+
+TEST_F_TIMEOUT(madv_free, clean_pages_are_discarded, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+
+	if (!m->addr)
+		return;
+	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_FREE));
+	cont_touch(m->addr, m->len);
+	page_out(m, m->addr, m->len);
+	EXPECT_EQ(0U, present(m->addr, m->len));
+}
+
+/* One page in the middle of each block; all others are still needed. */
+TEST_F_TIMEOUT(madv_free, neighbours_survive, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int i;
+
+	if (!m->addr)
+		return;
+	if (!have_swap())
+		SKIP(return, "swap is off");
+	for (i = m->bpages / 2; i < m->nr_pages; i += m->bpages)
+		ASSERT_EQ(0, madvise(page_at(m, i), m->page, MADV_FREE));
+	page_out(m, m->addr, m->len);
+	for (i = 0; i < m->nr_pages; i++)
+		if (i % m->bpages != m->bpages / 2)
+			EXPECT_EQ(0U, cont_bad(m, i, 1, 0));
+}
+
+/* ---- writeback of a file mapping -------------------------------------- */
+
+struct disk {
+	const struct cont_map *m;
+	char *buf;		/* fit for O_DIRECT */
+	int fd;			/* O_DIRECT */
+};
+
+FIXTURE(writeback)
+{
+	struct cont_map m;
+	struct disk disk;
+	unsigned int nr;
+	unsigned int ent[MAX_ENTRIES];
+};
+
+FIXTURE_SETUP(writeback)
+{
+	struct cont_map *m = &self->m;
+	char path[64];
+	int ret;
+
+	self->disk.m = m;
+	self->disk.fd = -1;
+	if (!cont_supported())
+		SKIP(return, CONT_NO_SUPPORT);
+	ret = cont_map_make(m, CONT_XFS, 3);
+	if (ret == CONT_MAKE_SKIP)
+		SKIP(return, "%s", m->why);
+	ASSERT_EQ(0, ret)
+		TH_LOG("%s", m->why);
+	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", m->fd);
+	self->disk.fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	ASSERT_LE(0, self->disk.fd);
+	ASSERT_EQ(0, posix_memalign((void **)&self->disk.buf, m->page, m->page));
+	self->nr = sample(m, MAX_ENTRIES, self->ent);
+}
+
+FIXTURE_TEARDOWN(writeback)
+{
+	free(self->disk.buf);
+	if (self->disk.fd >= 0)
+		close(self->disk.fd);
+	if (self->m.addr)
+		cont_map_free(&self->m);
+}
+
+/*
+ * Does page i of the window have this generation on disk?  The read goes around
+ * the page cache; it writes back what the cache knows to be dirty first, so that
+ * old data can only come from a dirty bit that did not get to the cache.
+ */
+static bool on_disk(const struct disk *d, unsigned int i, __u64 gen)
+{
+	const struct cont_map *m = d->m;
+	off_t off = m->off + m->page * i;
+
+	return pread(d->fd, d->buf, m->page, off) == (ssize_t)m->page &&
+	       cont_page_ok(d->buf, m->seed, cont_index(m, i), gen);
+}
+
+static unsigned int not_on_disk(const struct disk *d, unsigned int first,
+				unsigned int nr, __u64 gen)
+{
+	unsigned int i, bad = 0;
+
+	for (i = first; i < first + nr; i++)
+		bad += !on_disk(d, i, gen);
+	return bad;
+}
+
+/* Make all entries writable and dirty, so that the blocks fold as such. */
+static void write_all(struct cont_map *m, __u64 gen)
+{
+	cont_fill(m, 0, m->nr_pages, gen);
+}
+
+TEST_F_TIMEOUT(writeback, write_through_any_entry_gets_to_disk, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int n, i;
+
+	if (!m->addr)
+		return;
+	for (n = 0; n < self->nr; n++) {
+		i = m->bpages + self->ent[n];
+		cont_fill(m, i, 1, n + 1);
+		ASSERT_EQ(0, fsync(m->fd));
+		EXPECT_TRUE(on_disk(&self->disk, i, n + 1))
+			TH_LOG("wrote entry %u", self->ent[n]);
+	}
+	/* Blocks that nobody wrote. */
+	EXPECT_EQ(0U, not_on_disk(&self->disk, 0, m->bpages, 0));
+	EXPECT_EQ(0U, not_on_disk(&self->disk, 2 * m->bpages, m->bpages, 0));
+}
+
+/* Writeback has to take write access away, or the second write goes unseen. */
+TEST_F_TIMEOUT(writeback, write_after_writeback_gets_to_disk, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	__u64 gen = 0;
+	unsigned int n, i;
+
+	if (!m->addr)
+		return;
+	for (n = 0; n < self->nr; n++) {
+		i = m->bpages + self->ent[n];
+		write_all(m, ++gen);
+		ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+		ASSERT_EQ(0, fsync(m->fd));
+		cont_fill(m, i, 1, ++gen);
+		ASSERT_EQ(0, fsync(m->fd));
+		EXPECT_TRUE(on_disk(&self->disk, i, gen))
+			TH_LOG("wrote entry %u", self->ent[n]);
+	}
+}
+
+TEST_F_TIMEOUT(writeback, msync_is_as_good_as_fsync, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	__u64 gen = 0;
+	unsigned int n, i;
+
+	if (!m->addr)
+		return;
+	for (n = 0; n < self->nr; n++) {
+		i = m->bpages + self->ent[n];
+		write_all(m, ++gen);
+		ASSERT_EQ(0, msync(m->addr, m->len, MS_SYNC));
+		cont_fill(m, i, 1, ++gen);
+		ASSERT_EQ(0, msync(page_at(m, i), m->page, MS_SYNC));
+		EXPECT_TRUE(on_disk(&self->disk, i, gen))
+			TH_LOG("wrote entry %u", self->ent[n]);
+	}
+}
+
+TEST_F_TIMEOUT(writeback, write_before_munmap_gets_to_disk, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	__u64 gen = 0;
+	unsigned int n, i;
+
+	if (!m->addr)
+		return;
+	for (n = 0; n < self->nr; n++) {
+		i = m->bpages + self->ent[n];
+		write_all(m, ++gen);
+		ASSERT_EQ(0, fsync(m->fd));
+		cont_fill(m, i, 1, ++gen);
+		ASSERT_EQ(0, munmap(m->addr, m->len));
+		ASSERT_EQ(0, fsync(m->fd));
+		EXPECT_TRUE(on_disk(&self->disk, i, gen))
+			TH_LOG("wrote entry %u", self->ent[n]);
+		ASSERT_EQ(m->addr, mmap(m->addr, m->len, m->prot, m->flags | MAP_FIXED,
+					m->fd, m->off));
+		cont_touch(m->addr, m->len);
+	}
+}
+
+TEST_F_TIMEOUT(writeback, reread_after_drop_is_what_was_written, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int i;
+
+	if (!m->addr)
+		return;
+	write_all(m, 1);
+	ASSERT_EQ(0, fsync(m->fd));
+	for (i = 0; i < self->nr; i++)
+		cont_fill(m, m->bpages + self->ent[i], 1, 2);
+	ASSERT_EQ(0, fsync(m->fd));
+	ASSERT_EQ(0, munmap(m->addr, m->len));
+	ASSERT_EQ(0, posix_fadvise(m->fd, 0, 0, POSIX_FADV_DONTNEED));
+	ASSERT_EQ(m->addr, mmap(m->addr, m->len, m->prot, m->flags | MAP_FIXED, m->fd,
+				m->off));
+	for (i = 0; i < self->nr; i++)
+		EXPECT_EQ(0U, cont_bad(m, m->bpages + self->ent[i], 1, 2));
+	EXPECT_EQ(0U, cont_bad(m, 0, m->bpages, 1));
+	EXPECT_EQ(0U, cont_bad(m, 2 * m->bpages, m->bpages, 1));
+}
+
+TEST_F_TIMEOUT(writeback, two_mappings_are_both_cleaned, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	struct cont_map other;
+	__u64 gen = 0;
+	unsigned int n, i;
+
+	if (!m->addr)
+		return;
+	other = *m;
+	ASSERT_TRUE(cont_map_window(&other));
+	cont_touch(other.addr, other.len);
+	ASSERT_EQ((long)m->len, cont_mapped(other.addr, other.len));
+	for (n = 0; n < self->nr; n++) {
+		i = m->bpages + self->ent[n];
+		write_all(m, ++gen);
+		write_all(&other, ++gen);
+		ASSERT_EQ(0, fsync(m->fd));
+		cont_fill(m, i, 1, ++gen);
+		ASSERT_EQ(0, fsync(m->fd));
+		EXPECT_TRUE(on_disk(&self->disk, i, gen))
+			TH_LOG("wrote entry %u through the first", self->ent[n]);
+		cont_fill(&other, i, 1, ++gen);
+		ASSERT_EQ(0, fsync(m->fd));
+		EXPECT_TRUE(on_disk(&self->disk, i, gen))
+			TH_LOG("wrote entry %u through the second", self->ent[n]);
+	}
+	munmap(other.resv, other.resv_len);
+}
+
+TEST_F_TIMEOUT(writeback, writing_shows_as_dirty, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+
+	if (!m->addr)
+		return;
+	ASSERT_EQ(0, smaps_dirty(m->addr, m->len));
+	cont_fill(m, m->bpages + self->ent[self->nr - 1], 1, 1);
+	EXPECT_LT(0, smaps_dirty(m->addr, m->len));
+}
+
+TEST_F_TIMEOUT(writeback, all_is_clean_afterwards, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int n;
+
+	if (!m->addr)
+		return;
+	for (n = 0; n < self->nr; n++) {
+		cont_fill(m, m->bpages + self->ent[n], 1, n + 1);
+		ASSERT_EQ(0, fsync(m->fd));
+		EXPECT_EQ(0, smaps_dirty(m->addr, m->len))
+			TH_LOG("wrote entry %u", self->ent[n]);
+	}
+	write_all(m, 1);
+	ASSERT_EQ(0, fsync(m->fd));
+	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
+	EXPECT_EQ(0ULL, cont_folio_flags(page_at(m, m->bpages)) & CONT_KPF_DIRTY);
+}
+
+TEST_F_TIMEOUT(writeback, reading_leaves_all_clean, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+
+	if (!m->addr)
+		return;
+	write_all(m, 1);
+	ASSERT_EQ(0, fsync(m->fd));
+	cont_touch(m->addr, m->len);
+	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
+	EXPECT_EQ(0ULL, cont_folio_flags(page_at(m, m->bpages)) & CONT_KPF_DIRTY);
+}
+
+/* Cleaning goes through all entries of a block: they end up alike. */
+TEST_F_TIMEOUT(writeback, cleaned_blocks_are_folded, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+
+	if (!m->addr)
+		return;
+	write_all(m, 1);
+	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+	ASSERT_EQ(0, fsync(m->fd));
+	EXPECT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+}
+
+TEST_HARNESS_MAIN
