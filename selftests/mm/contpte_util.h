@@ -861,7 +861,7 @@ out:
 
 static inline int cont_make_xfs(struct cont_map *m)
 {
-	size_t len = m->page == 4096 ? 4UL << 20 : 64UL << 20;
+	size_t len = (m->nr_blocks > 4 ? 32 : 16) * m->block;
 	unsigned int run = 0;
 	char *all, *at;
 	size_t i;
