@@ -939,10 +939,10 @@ static inline int cont_map_renew(struct cont_map *m)
 }
 
 /*
- * Make a window of nr_blocks blocks that can all fold, with every page mapped
- * and holding generation 0 (CONT_THP: of as many as a PMD has).  Returns 0, CONT_MAKE_SKIP or CONT_MAKE_FAIL, and
- * the reason of the latter in m->why.  Whether the kernel folded it is for the
- * test to check.
+ * Make a window of nr_blocks blocks (CONT_THP: of as many as a PMD has) that can
+ * all fold, with every page mapped and holding generation 0.  Returns 0, or
+ * CONT_MAKE_SKIP or CONT_MAKE_FAIL with the reason in m->why.  Whether the kernel
+ * folded it is for the test to check.
  *
  * prot and flags apply to the files; 0 stands for what the source usually has.
  */
