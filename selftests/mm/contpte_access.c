@@ -14,6 +14,7 @@
  * of one page over the folio.
  */
 #include "contpte_util.h"
+#include <sched.h>
 #include <sys/wait.h>
 
 #include "../kselftest_harness.h"
@@ -273,6 +274,25 @@ TEST_F_TIMEOUT(access, use_does_not_unfold, TIMEOUT)
 		ASSERT_TRUE(use_page(m, m->bpages + self->ent[n]));
 		EXPECT_EQ((long)m->len, cont_mapped(m->addr, m->len))
 			TH_LOG("used entry %u", self->ent[n]);
+	}
+}
+
+/* The first operation on another page of the block takes it apart. */
+TEST_F_TIMEOUT(access, unfolding_keeps_references, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int n, next;
+
+	if (!m->addr)
+		return;
+	for (n = 0; n < self->nr; n++) {
+		next = m->bpages + (self->ent[n] + 1) % m->bpages;
+		ASSERT_TRUE(unreferenced(m));
+		ASSERT_TRUE(use_page(m, m->bpages + self->ent[n]));
+		ASSERT_EQ(0, mprotect(page_at(m, next), m->page, PROT_NONE));
+		EXPECT_LT(0, cont_smaps(self->mid, m->block, "Referenced:"))
+			TH_LOG("used entry %u", self->ent[n]);
+		ASSERT_EQ(0, mprotect(page_at(m, next), m->page, m->prot));
 	}
 }
 
@@ -578,24 +598,6 @@ TEST_F_TIMEOUT(dirty, writing_does_not_unfold, TIMEOUT)
 	}
 }
 
-/*
- * Get what is mapped in [addr, addr + len) reclaimed.  To split a folio of shmem
- * is to unmap it: its pages have to be mapped again before they can go.  A page
- * that another CPU is just looking at is passed over.
- */
-static void page_out(const struct cont_map *m, char *addr, size_t len)
-{
-	size_t at;
-	int i;
-
-	for (i = 0; i < 3; i++) {
-		for (at = 0; m->src == CONT_SHMEM && at < len; at += m->page)
-			madvise(addr + at, m->page, MADV_POPULATE_READ);
-		/* Holes make it fail with ENOMEM after it did the rest. */
-		madvise(addr, len, MADV_PAGEOUT);
-	}
-}
-
 /* Pages in [addr, addr + len) that are mapped. */
 static unsigned int present(const void *addr, size_t len)
 {
@@ -608,6 +610,39 @@ static unsigned int present(const void *addr, size_t len)
 		    (ent & CONT_PM_PRESENT))
 			sum++;
 	return sum;
+}
+
+/* Pages wait to be put on the LRU on the CPU that touched them. */
+static void stay_on_cpu(void)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(sched_getcpu(), &set);
+	sched_setaffinity(0, sizeof(set), &set);
+}
+
+/*
+ * Get what is mapped in [addr, addr + len) reclaimed.  To split a folio of shmem
+ * is to unmap it: its pages have to be mapped again before they can go.  A page
+ * that somebody else is just looking at is passed over.  Anonymous pages that
+ * must not be discarded stay mapped.
+ */
+static void page_out(const struct cont_map *m, char *addr, size_t len)
+{
+	bool shmem = m->src == CONT_SHMEM;
+	int i, tries = shmem ? 64 : 3;
+	size_t at;
+
+	stay_on_cpu();
+	for (i = 0; i < tries; i++) {
+		for (at = 0; shmem && i < 2 && at < len; at += m->page)
+			madvise(addr + at, m->page, MADV_POPULATE_READ);
+		/* Holes make it fail with ENOMEM after it did the rest. */
+		madvise(addr, len, MADV_PAGEOUT);
+		if (i && !present(addr, len))
+			break;
+	}
 }
 
 /*

@@ -15,6 +15,10 @@
 #include "../kselftest_harness.h"
 #include "contpte_util.h"
 
+/* Emulators on busy machines are slow. */
+#undef TEST_TIMEOUT_DEFAULT
+#define TEST_TIMEOUT_DEFAULT	120
+
 #define NR_BLOCKS	4
 /* The block that tests take apart; it has others on both sides. */
 #define B		1

@@ -640,6 +640,14 @@ static inline bool cont_reserve_window(struct cont_map *m, size_t len)
 	return true;
 }
 
+/* Huge pages are scarce where they are as large as 512M. */
+static inline void cont_make_room(void)
+{
+	sync();
+	cont_write_str("/proc/sys/vm/drop_caches", "3");
+	cont_write_str("/proc/sys/vm/compact_memory", "1");
+}
+
 /* The window becomes a whole THP, mapped by its PMD. */
 static inline int cont_make_thp(struct cont_map *m)
 {
@@ -657,7 +665,7 @@ static inline int cont_make_thp(struct cont_map *m)
 	m->nr_blocks = m->len / m->block;
 	m->nr_pages = m->len / m->page;
 
-	for (tries = 0; tries < 2; tries++) {
+	for (tries = 0; tries < 4; tries++) {
 		if (mmap(m->addr, m->len, m->prot,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
 			 -1, 0) != m->addr)
@@ -669,7 +677,7 @@ static inline int cont_make_thp(struct cont_map *m)
 		cont_store(m->addr, 0);
 		if (cont_smaps(m->addr, m->len, "AnonHugePages:") == (long)m->len)
 			return 0;
-		cont_write_str("/proc/sys/vm/compact_memory", "1");
+		cont_make_room();
 	}
 	return cont_why(m, CONT_MAKE_SKIP, "no memory for a THP of %zu kB",
 			m->pmd >> 10);
@@ -759,6 +767,7 @@ static inline char *cont_map_view(const struct cont_map *m, off_t off, size_t le
 
 static inline int cont_make_shmem(struct cont_map *m)
 {
+	long long failed = cont_vmstat("thp_file_fallback");
 	int fs, mnt, tries;
 
 	/* A mount that is in no namespace: nothing to clean up, no path. */
@@ -797,12 +806,13 @@ static inline int cont_make_shmem(struct cont_map *m)
 		if (__builtin_popcountll(cont_expect_bits(m->addr, m->len)) ==
 		    (int)m->nr_blocks)
 			return 0;
-		if (tries)
+		/* Did it try at all?  The page cache has a limit of its own. */
+		if (tries || cont_vmstat("thp_file_fallback") == failed)
 			return cont_why(m, CONT_MAKE_SKIP,
 					"tmpfs has no huge page of %zu kB (too large for it or no memory)",
 					m->pmd >> 10);
 		munmap(m->resv, m->resv_len);
-		cont_write_str("/proc/sys/vm/compact_memory", "1");
+		cont_make_room();
 	}
 }
 
@@ -834,7 +844,7 @@ static inline void cont_read_ahead(struct cont_map *m, size_t len)
 {
 	char path[64], again[64], old[32];
 	bool raised = false;
-	size_t size = 4 * m->page, at;
+	size_t size = 16 * m->page, at;
 	char *buf = malloc(size);
 	struct stat st;
 	int fd;
