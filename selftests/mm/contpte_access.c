@@ -296,6 +296,25 @@ TEST_F_TIMEOUT(access, unfolding_keeps_references, TIMEOUT)
 	}
 }
 
+TEST_F_TIMEOUT(access, unfolding_and_folding_invent_no_reference, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int tries;
+	char *at;
+
+	if (!m->addr)
+		return;
+	at = page_at(m, m->bpages + m->bpages / 2);
+	for (tries = 0; tries < TRIES; tries++) {
+		ASSERT_TRUE(unreferenced(m));
+		ASSERT_EQ(0, mprotect(at, m->page, PROT_NONE));
+		ASSERT_EQ(0, mprotect(at, m->page, m->prot));
+		if (!cont_smaps(m->addr, m->len, "Referenced:"))
+			break;
+	}
+	EXPECT_GT(TRIES, tries);
+}
+
 /* Set the idle flag of the folio that pfn is the head of, or get it: -1, 0, 1. */
 static int idle_flag(__u64 pfn, bool set)
 {
@@ -549,6 +568,22 @@ TEST_F_TIMEOUT(dirty, reading_leaves_all_clean, TIMEOUT)
 	cont_touch(m->addr, m->len);
 	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
 	EXPECT_EQ(0ULL, cont_folio_flags(m->addr) & CONT_KPF_DIRTY);
+}
+
+TEST_F_TIMEOUT(dirty, unfolding_and_folding_leave_all_clean, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+	unsigned int b;
+	char *at;
+
+	if (!m->addr)
+		return;
+	for (b = 0; b < self->nr; b++) {
+		at = page_at(m, b * m->bpages + self->ent[b]);
+		ASSERT_EQ(0, mprotect(at, m->page, PROT_NONE));
+		ASSERT_EQ(0, mprotect(at, m->page, m->prot));
+	}
+	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
 }
 
 TEST_F_TIMEOUT(dirty, any_entry_dirties_its_block, TIMEOUT)
@@ -1503,6 +1538,23 @@ TEST_F_TIMEOUT(writeback, all_is_clean_afterwards, TIMEOUT)
 	ASSERT_EQ(0, fsync(m->fd));
 	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
 	EXPECT_EQ(0ULL, cont_folio_flags(page_at(m, m->bpages)) & CONT_KPF_DIRTY);
+}
+
+/*
+ * Nothing but dirty tells the entries of these blocks apart while they are being
+ * cleaned, one after the other.
+ */
+TEST_F_TIMEOUT(writeback, read_only_blocks_are_cleaned, TIMEOUT)
+{
+	struct cont_map *m = &self->m;
+
+	if (!m->addr)
+		return;
+	write_all(m, 1);
+	ASSERT_EQ(0, mprotect(m->addr, m->len, PROT_READ));
+	ASSERT_EQ(0, fsync(m->fd));
+	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
+	EXPECT_EQ(0U, not_on_disk(&self->disk, 0, m->nr_pages, 1));
 }
 
 TEST_F_TIMEOUT(writeback, reading_leaves_all_clean, TIMEOUT)
