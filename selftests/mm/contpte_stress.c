@@ -28,7 +28,7 @@
 #define MAX_RUNS	(NR_BLOCKS * 128)
 /* New folios are made after that many operations: the old ones get split. */
 #define ROUND_OPS	40
-#define DEFAULT_OPS	160
+#define DEFAULT_OPS	80
 
 enum op {
 	/* on pages of the thread itself */
