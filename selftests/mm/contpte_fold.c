@@ -165,6 +165,7 @@ TEST_F(fold, vmstat)
 {
 	struct cont_map *m = &self->map;
 	long long fold, unfold;
+	int i;
 
 	if (!m->addr)
 		return;
@@ -172,7 +173,8 @@ TEST_F(fold, vmstat)
 	unfold = cont_vmstat("contpte_unfold");
 	ASSERT_LE(0, fold);
 	ASSERT_LE(0, unfold);
-	ASSERT_EQ(0, mprotect(m->addr, m->len, PROT_NONE));
+	for (i = 0; i < NR_BLOCKS; i++)
+		ASSERT_EQ(0, mprotect(m->addr + i * m->block, m->page, PROT_NONE));
 	EXPECT_LE(unfold + NR_BLOCKS, cont_vmstat("contpte_unfold"));
 	ASSERT_EQ(0, mprotect(m->addr, m->len, m->prot));
 	EXPECT_LE(fold + NR_BLOCKS, cont_vmstat("contpte_fold"));
