@@ -1194,7 +1194,7 @@ static const struct {
 	{ "threads, whole THP", CONT_THP, round_of_threads },
 };
 
-#define NR_CASES	(sizeof(cases) / sizeof(cases[0]))
+#define NR_CASES	ARRAY_SIZE(cases)
 
 int main(int argc, char **argv)
 {

@@ -436,13 +436,13 @@ static bool grandchild(__u64 *rand, unsigned int who)
 			}
 			sum[i] = page_sum(i);
 		}
-		_exit(!(look_again("in the grandchild") && unsettle(rand) &&
+		_exit(!(look_again("in the child of the child") && unsettle(rand) &&
 			write_own(rand, who + GRANDCHILD)));
 	}
 	if (pid < 0)
 		return fail_call("fork");
 	return write_own(rand, who) && reap(pid) &&
-	       look_again("by the grandchild");
+	       look_again("by the child of the child");
 }
 
 static bool child_private(struct race *race, unsigned int slot, __u64 *rand)
@@ -891,7 +891,7 @@ static const struct fork_case cases[] = {
 	  .flags = MAP_PRIVATE, .folded = true, .cow = true },
 };
 
-#define NR_CASES	(sizeof(cases) / sizeof(cases[0]))
+#define NR_CASES	ARRAY_SIZE(cases)
 
 int main(int argc, char **argv)
 {

@@ -91,8 +91,8 @@ enum op {
 	NR_OPS,
 };
 
-#define ANON_OPS	(1 << OP_DISCARD | 1 << OP_RENEW)
-#define FILE_OPS	(1 << OP_SYNC | 1 << OP_ZAP_FILE | 1 << OP_MAP_FILE)
+#define ANON_OPS	(CONT_BIT(OP_DISCARD) | CONT_BIT(OP_RENEW))
+#define FILE_OPS	(CONT_BIT(OP_SYNC) | CONT_BIT(OP_ZAP_FILE) | CONT_BIT(OP_MAP_FILE))
 
 /* How often, of a sum of whatever remains. */
 static const unsigned char op_weight[NR_OPS] = {
@@ -1037,14 +1037,14 @@ static unsigned int allowed_ops(struct world *w)
 	return ops;
 }
 
-static int prepare(struct world *w, enum kind kind, enum cont_source src,
+static int prepare(struct world *w, enum kind reader, enum cont_source src,
 		   unsigned int nr)
 {
 	unsigned int i;
 	int ret;
 
 	memset(w, 0, sizeof(*w));
-	w->kind = kind;
+	w->kind = reader;
 	ret = cont_map_make(&w->m, src, NR_BLOCKS);
 	if (ret)
 		return ret;

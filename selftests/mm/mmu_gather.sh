@@ -99,7 +99,8 @@ END
 
 [ "$planned" -gt 0 ] || skip "$results has no plan"
 missing "$planned"
-echo "# Totals: pass:$((cases - failed - skipped)) fail:$failed xfail:0 xpass:0 skip:$skipped error:0"
+passed=$((cases - failed - skipped))
+echo "# Totals: pass:$passed fail:$failed xfail:0 xpass:0 skip:$skipped error:0"
 
 [ $failed = 0 ] || exit $ksft_fail
 [ $skipped -lt $cases ] || exit $ksft_skip

@@ -266,23 +266,23 @@ static bool look(struct region *r, const char *who, unsigned int page, size_t at
 	return false;
 }
 
-static unsigned int readable_page(struct region *r, enum state state, __u64 rand)
+static unsigned int readable_page(struct region *r, enum state now, __u64 rand)
 {
-	unsigned int n = r->nr_pages - (state == EDGES ? r->hi - r->lo : 0);
+	unsigned int n = r->nr_pages - (now == EDGES ? r->hi - r->lo : 0);
 	unsigned int page = rand % n;
 
-	return state == EDGES && page >= r->lo ? page + r->hi - r->lo : page;
+	return now == EDGES && page >= r->lo ? page + r->hi - r->lo : page;
 }
 
 static bool look_around(struct race_thread *t, struct reader *rd,
-			struct region *r, enum state state, unsigned int pub)
+			struct region *r, enum state now, unsigned int pub)
 {
 	struct wrote *w = wrote(rd, pub);
 	unsigned int i, page;
 	__u64 val;
 
 	for (i = 0; i < 32; i++) {
-		page = readable_page(r, state, cont_rand(&t->rand));
+		page = readable_page(r, now, cont_rand(&t->rand));
 		if (!look(r, "reader", page,
 			  word_at(1 + cont_rand(&t->rand) % (WORDS - 1))))
 			return false;
@@ -298,7 +298,7 @@ static bool look_around(struct race_thread *t, struct reader *rd,
 		}
 	}
 	w->pub = pub;
-	w->page = readable_page(r, state, cont_rand(&t->rand));
+	w->page = readable_page(r, now, cont_rand(&t->rand));
 	w->val = cont_rand(&t->rand);
 	cont_store(reader_word(r, rd, w), w->val);
 	return true;

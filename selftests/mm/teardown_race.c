@@ -56,7 +56,7 @@
 #define PTRACE_EVENT_EXIT	6
 #endif
 #ifndef PTRACE_O_EXITKILL
-#define PTRACE_O_EXITKILL	(1 << 20)
+#define PTRACE_O_EXITKILL	0x100000
 #endif
 
 #define MAX_BLOCKS	4	/* of each window */
@@ -928,7 +928,7 @@ static void survivor(void)
 		_exit(KSFT_FAIL);
 	while (!__atomic_load_n(&ctl->stop, __ATOMIC_ACQUIRE)) {
 		if (!survivor_look(&i, &in_anon, &lo, &hi)) {
-			child_bad("%s page %u of the survivor changed (generation %llu to %llu)",
+			child_bad("%s page %u changed under who survives (generation %llu to %llu)",
 				  in_anon ? "anonymous" : "file", i, lo, hi);
 			_exit(KSFT_FAIL);
 		}
@@ -1216,12 +1216,12 @@ int main(int argc, char **argv)
 	for (i = 0; i < MAX_DRIVERS; i++)
 		pthread_rwlock_init(&slots[i].lock, &attr);
 
-	ksft_set_plan(sizeof(tests) / sizeof(tests[0]));
+	ksft_set_plan(ARRAY_SIZE(tests));
 	if (cont_map_make(&anon, CONT_ANON, nr_blocks()))
 		ksft_print_msg("no anonymous memory to share: %s\n", anon.why);
 	cg_make();
 	atexit(cg_restore);
-	for (i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
+	for (i = 0; i < ARRAY_SIZE(tests); i++) {
 		cur = &tests[i];
 		run_case(&cpus);
 	}
