@@ -635,6 +635,40 @@ TEST(execute)
 #endif
 }
 
+/*
+ * Program text that a fault has brought in is folded by that fault, wherever in the
+ * block it was, and although readahead has nothing to go by.
+ */
+TEST(text_from_disk)
+{
+	unsigned int nr = 4, b;
+	struct cont_map m;
+	__u64 rand;
+	char *view;
+
+	if (cont_size() != 64 << 10)
+		SKIP(return, "text comes in folios of 64K, which are no block here");
+	if (!make(_metadata, &m, CONT_XFS_EXEC, nr))
+		return;
+	rand = m.seed;
+	/* Nothing of it stays in the page cache. */
+	ASSERT_EQ(0, munmap(m.addr, m.len));
+	ASSERT_EQ(0, posix_fadvise(m.fd, 0, 0, POSIX_FADV_DONTNEED));
+	view = cont_map_view(&m, m.off, m.len, 0, m.prot, m.flags);
+	ASSERT_NE(MAP_FAILED, (void *)view);
+	/* From the end, or one readahead would serve all. */
+	for (b = nr; b--; ) {
+		char *at = view + b * m.block;
+
+		ASSERT_EQ(0, cont_pfn(at));
+		cont_load(at + cont_rand(&rand) % m.bpages * m.page);
+		EXPECT_TRUE(cont_block_is_one_folio(at));
+		EXPECT_EQ(cont_all_bits(1), folded_bits(_metadata, at, m.block));
+	}
+	EXPECT_EQ(0, cont_bad_at(&m, view, 0, m.nr_pages, 0));
+	cont_map_free(&m);
+}
+
 /* Pages that are not part of a large folio, next to each other or not. */
 TEST(small_folios)
 {

@@ -900,14 +900,10 @@ int main(int argc, char **argv)
 		.sa_flags = SA_SIGINFO,
 	};
 	struct race race;
-	char seed[32];
 	unsigned int i;
 
 	race_options(&race, argc, argv, DEFAULT_SECONDS, DEFAULT_THREADS);
 	ksft_set_plan(NR_CASES);
-	/* For the patterns, that cont_map_make() seeds from here. */
-	snprintf(seed, sizeof(seed), "%llu", race.seed);
-	setenv("CONTPTE_SEED", seed, 1);
 	sh = mmap(NULL, sizeof(*sh), PROT_READ | PROT_WRITE,
 		  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (sh == MAP_FAILED)

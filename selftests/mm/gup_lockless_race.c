@@ -1133,16 +1133,12 @@ int main(int argc, char **argv)
 		.sa_flags = SA_SIGINFO,
 	};
 	unsigned int kind, src;
-	char seed[32];
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	race_options(&race, argc, argv, 1, 4);
 	/* Every owner has some pages of each block. */
 	if (race.threads > 16)
 		race.threads = 16;
-	/* The files' patterns follow -s as well. */
-	snprintf(seed, sizeof(seed), "%llu", race.seed);
-	setenv("CONTPTE_SEED", seed, 1);
 	ksft_set_plan(NR_KINDS * ARRAY_SIZE(sources));
 
 	sigaction(SIGSEGV, &sa, NULL);

@@ -740,14 +740,10 @@ int main(int argc, char **argv)
 		.sa_sigaction = on_fault,
 		.sa_flags = SA_SIGINFO,
 	};
-	char seed[32];
 	unsigned int i;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	race_options(&race, argc, argv, 1, 4);
-	/* The files' patterns follow -s as well. */
-	snprintf(seed, sizeof(seed), "%llu", race.seed);
-	setenv("CONTPTE_SEED", seed, 1);
 	ksft_set_plan(ARRAY_SIZE(cases));
 	cont_no_numa_balancing();
 

@@ -64,7 +64,7 @@ static inline void race_options(struct race *race, int argc, char **argv,
 				unsigned int seconds, unsigned int threads)
 {
 	struct race def = { .seconds = seconds, .threads = threads };
-	bool seeded = false;
+	char seed[24];
 	__u64 val;
 	int opt;
 
@@ -83,8 +83,7 @@ static inline void race_options(struct race *race, int argc, char **argv,
 			break;
 		case 's':
 			ok = race_number(optarg, 0, ~0ULL, &val);
-			race->seed = val;
-			seeded = true;
+			setenv("CONTPTE_SEED", optarg, 1);
 			break;
 		case 'h':
 			race_usage(argv[0], &def, stdout);
@@ -105,10 +104,10 @@ static inline void race_options(struct race *race, int argc, char **argv,
 		exit(KSFT_FAIL);
 	}
 	ksft_print_header();
-	if (seeded)
-		printf("# seed %llu\n", race->seed);
-	else
-		race->seed = cont_seed();
+	race->seed = cont_seed();
+	/* For the patterns that cont_map_make() seeds from here. */
+	snprintf(seed, sizeof(seed), "%llu", race->seed);
+	setenv("CONTPTE_SEED", seed, 1);
 }
 
 /* To be asked before each step. */
