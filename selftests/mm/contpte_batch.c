@@ -434,6 +434,23 @@ TEST_F(batch_folio, free)
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 1));
 }
 
+/* What is unmapped is free: no reference is forgotten. */
+TEST_F(batch_folio, munmap_frees)
+{
+	struct cont_map *m = &self->map;
+	__u64 pfn, flags;
+
+	if (!m->addr)
+		return;
+	pfn = cont_pfn(m->addr);
+	ASSERT_NE(0, pfn);
+	ASSERT_EQ(0, munmap(m->addr, m->len));
+	/* The LRU's per-CPU lists may hold one for a while: this drains them. */
+	cont_make_room();
+	ASSERT_TRUE(cont_kpageflags(pfn, 1, &flags));
+	EXPECT_EQ(0, flags & (CONT_KPF_HEAD | CONT_KPF_THP));
+}
+
 /* Advice for a part must not change the rest. */
 TEST_F(batch_folio, free_part)
 {

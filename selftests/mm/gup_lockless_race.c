@@ -1126,6 +1126,95 @@ static void run_case(enum kind kind, unsigned int src)
 	race_result(&race, name);
 }
 
+/* ---- a page that is freed and used again at once ----------------------- */
+
+#define GOOD	(0x600dULL << 32)
+#define BAD	(0xbadULL << 32)
+
+static struct {
+	char *page;	/* what readers splice */
+	char *bait;	/* gets the memory that was freed there */
+} reuse;
+
+static void reuse_fill(char *to, __u64 val)
+{
+	size_t at;
+
+	for (at = 0; at < cont_page_size(); at += CONT_STRIDE)
+		cont_store(to + at, val);
+}
+
+/* The page that a CPU has freed last is the next one that it hands out. */
+static void reuse_free(struct race_thread *t)
+{
+	while (race_on(&race)) {
+		reuse_fill(reuse.page, GOOD | (t->steps & 0xffffffff));
+		madvise(reuse.page, cont_page_size(), MADV_DONTNEED);
+		reuse_fill(reuse.bait, BAD);
+		madvise(reuse.bait, cont_page_size(), MADV_DONTNEED);
+		t->steps++;
+	}
+}
+
+static void reuse_splice(struct race_thread *t)
+{
+	size_t page = cont_page_size(), at;
+	struct iovec iov = { .iov_base = reuse.page, .iov_len = page };
+	char *buf = malloc(page);
+	int fd[2];
+	__u64 val;
+
+	if (!buf || pipe(fd)) {
+		race_fail(&race, "no pipe: %s", strerror(errno));
+		free(buf);
+		return;
+	}
+	while (race_on(&race)) {
+		if (vmsplice(fd[1], &iov, 1, 0) != (ssize_t)page ||
+		    read(fd[0], buf, page) != (ssize_t)page) {
+			race_fail(&race, "vmsplice or read: %s", strerror(errno));
+			break;
+		}
+		for (at = 0; at < page; at += CONT_STRIDE) {
+			val = cont_load(buf + at);
+			if (val && val >> 32 != GOOD >> 32) {
+				race_fail(&race, "thread %u got a page that is not there: %#llx at %zu",
+					  t->id, val, at);
+				break;
+			}
+		}
+		t->steps++;
+	}
+	close(fd[0]);
+	close(fd[1]);
+	free(buf);
+}
+
+/*
+ * Small folios, for the sake of speed: it takes many attempts to have the page freed
+ * and used again between the two reads of GUP-fast.
+ */
+static void run_reuse(void)
+{
+	struct race_thread t[RACE_MAX_THREADS] = { { .fn = reuse_free } };
+	size_t page = cont_page_size();
+	char *mem;
+
+	mem = mmap(NULL, 3 * page, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (mem == MAP_FAILED)
+		ksft_exit_fail_msg("mmap: %s\n", strerror(errno));
+	reuse.page = mem;
+	reuse.bait = mem + 2 * page;
+	alarm(race.seconds + HANG_SECONDS);
+	race_run(&race, t, race.threads, reuse_splice);
+	alarm(0);
+	munmap(mem, 3 * page);
+	ksft_print_msg("freed %lu times, spliced %lu times by the first reader\n",
+		       t[0].steps, t[1].steps);
+	race_result(&race, "vmsplice, a page that is used again");
+}
+
 int main(int argc, char **argv)
 {
 	struct sigaction sa = {
@@ -1139,7 +1228,7 @@ int main(int argc, char **argv)
 	/* Every owner has some pages of each block. */
 	if (race.threads > 16)
 		race.threads = 16;
-	ksft_set_plan(NR_KINDS * ARRAY_SIZE(sources));
+	ksft_set_plan(NR_KINDS * ARRAY_SIZE(sources) + 1);
 
 	sigaction(SIGSEGV, &sa, NULL);
 	sigaction(SIGBUS, &sa, NULL);
@@ -1147,6 +1236,7 @@ int main(int argc, char **argv)
 	for (kind = 0; kind < NR_KINDS; kind++)
 		for (src = 0; src < ARRAY_SIZE(sources); src++)
 			run_case(kind, src);
+	run_reuse();
 
 	ksft_exit(!ksft_get_fail_cnt());
 }
