@@ -268,6 +268,28 @@ static void op_cold(char *p)
 	advise(p, MADV_COLD, "cold");
 }
 
+static void op_pageout(char *p)
+{
+	advise(p, MADV_PAGEOUT, "pageout");
+}
+
+static void op_mlock(char *p)
+{
+	begin(p);
+	must(!mlock(p, SIZE), "mlock");
+	end(p, "mlock");
+	must(!munlock(p, SIZE), "munlock");
+}
+
+/* The writing of the disk is in it, so look at the TLBIs. */
+static void op_writeback(char *p)
+{
+	touch(p);
+	begin(p);
+	must(!fdatasync(fd[src]), "fdatasync");
+	end(p, "writeback");
+}
+
 static void op_mprotect(char *p)
 {
 	begin(p);
@@ -320,6 +342,7 @@ static const struct op {
 	void (*run)(char *p);
 	int srcs;
 	bool maps;		/* by itself */
+	bool spoils;		/* splits the folios of the file, or writes to it */
 } ops[] = {
 	{ "touch",		op_fill,	1 << ORDER0,	true },
 	{ "split-pmd",		op_fill,	1 << THP,	true },
@@ -335,8 +358,10 @@ static const struct op {
 	{ "mremap",		op_mremap,	ANON | FILES },
 	{ "gup",		op_gup,		ANON | FILES },
 	{ "smaps",		op_smaps,	ANON | FILES },
-	/* The last: it may split the folios of the file. */
-	{ "cold",		op_cold,	ANON | FILES },
+	{ "mlock",		op_mlock,	ANON | FILES },
+	{ "cold",		op_cold,	ANON | FILES,	.spoils = true },
+	{ "pageout",		op_pageout,	1 << XFS,	.spoils = true },
+	{ "writeback",		op_writeback,	1 << XFS,	.spoils = true },
 };
 
 static bool wanted(const struct op *op, const char *pattern)
@@ -374,7 +399,7 @@ static void bench(const char *pattern)
 	for (src = 0; src < NR_SRC; src++)
 		for (op = ops; op < end; op++)
 			for (i = 0; i < 2 && wanted(op, pattern); i++) {
-				if (1 << src & FILES && (fd[src] < 0 || op->run == op_cold))
+				if (1 << src & FILES && (fd[src] < 0 || op->spoils))
 					make_file();
 				p = op->maps ? NULL : map();
 				if (p)
