@@ -1178,7 +1178,7 @@ static void reuse_splice(struct race_thread *t)
 		for (at = 0; at < page; at += CONT_STRIDE) {
 			val = cont_load(buf + at);
 			if (val && val >> 32 != GOOD >> 32) {
-				race_fail(&race, "thread %u got a page that is not there: %#llx at %zu",
+				race_fail(&race, "thread %u got another page: %#llx at %zu",
 					  t->id, val, at);
 				break;
 			}
