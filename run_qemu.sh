@@ -25,6 +25,7 @@
 #   --smp N             CPUs (4)
 #   --mem SIZE          memory (2G; 4G with 16k pages, 6G with 64k)
 #   --timeout S         seconds a pass may take (600; 2400 with --kernel-tests)
+  --append "..."      more kernel parameters
 #   --shell             a shell in the guest instead of the tests
 #   --gdb               wait for gdb on port 1234, in a kernel with debug info
 # Places:
@@ -37,14 +38,14 @@
 
 base=6.1 kernel='' unpatched='' pages=4k fragments=()
 names='' list='' kernel_tests='' repeat=1
-cpu=max smp=4 mem='' timeout='' shell='' gdb='' out=''
+cpu=max smp=4 mem='' timeout='' append='' shell='' gdb='' out=''
 while [ $# -gt 0 ]; do
 	case $1 in
 	--unpatched | --list | --kernel-tests | --shell | --gdb)
 		option=${1#--}
 		printf -v "${option//-/_}" 1
 		;;
-	--base | --kernel | --pages | --repeat | --cpu | --smp | --mem | --timeout | --out)
+	--base | --kernel | --pages | --repeat | --cpu | --smp | --mem | --timeout | --append | --out)
 		need_value "$@"
 		printf -v "${1#--}" %s "$2"
 		shift
@@ -126,7 +127,7 @@ fi
 
 # 3. Kernel
 config=("$TOP"/configs/{base,pages-$pages,mm,checks}.config)
-[ -n "$unpatched" ] || config+=("$TOP/configs/contpte.config")
+[ -n "$unpatched" ] || config+=("$TOP"/configs/{contpte,hvo}.config)
 [ -z "$gdb" ] || config+=("$TOP/configs/gdb.config")
 config+=("${fragments[@]}")
 name+=-$pages
@@ -152,11 +153,11 @@ out=$(cd "$out" && pwd -P)
 			echo "$(patches_of "$series" | wc -l) patches"
 		fi)"
 	echo "config:  $(basename -a -s .config "${config[@]}" | xargs) ($obj/.config)"
-	echo "guest:   -cpu $cpu, $smp CPUs, $mem, $repeat pass(es); ready after $((SECONDS - begin)) s"
+	echo "guest:   -cpu $cpu, $smp CPUs, $mem${append:+, $append}, $repeat pass(es); ready after $((SECONDS - begin)) s"
 } >"$out/info"
 say "ready: $((SECONDS - begin)) s"
 
-boot=("$TOP/scripts/boot" --cpu "$cpu" --smp "$smp" --mem "$mem" --timeout "$timeout" ${gdb:+--gdb} ${shell:+--shell} "$image" "$out")
+boot=("$TOP/scripts/boot" --cpu "$cpu" --smp "$smp" --mem "$mem" --timeout "$timeout" --append "$append" ${gdb:+--gdb} ${shell:+--shell} "$image" "$out")
 if [ -n "$shell" ]; then
 	flock -u 9
 	exec "${boot[@]}"
