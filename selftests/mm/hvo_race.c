@@ -624,7 +624,7 @@ static bool check_flags(const struct size *s, __u64 head)
 			buf[i] &= CONT_KPF_HUGETLB | CONT_KPF_TAIL | CONT_KPF_HEAD;
 			if (buf[i] == want)
 				continue;
-			race_fail(&race, "page %llu of the huge page at %#llx has kpageflags %#llx, not %#llx",
+			race_fail(&race, "page %llu of %#llx: kpageflags %#llx, not %#llx",
 				  at + i, head, buf[i], want);
 			ok = false;
 		}
@@ -661,7 +661,7 @@ static bool check_struct_pages(const struct size *s, __u64 head, int kcore, char
 			repeated = is_repeated(head + at + i) && !(word & 1);
 			if (repeated || (word == want && !ref_word(buf, i)))
 				continue;
-			race_fail(&race, "tail %llu of the huge page at %#llx has head %#llx, not %#llx, and %u references",
+			race_fail(&race, "tail %llu of %#llx: head %#llx, not %#llx, %u references",
 				  at + i, head, word, want, ref_word(buf, i));
 			return false;
 		}
@@ -684,7 +684,7 @@ static bool filled(const struct size *s, char *addr, __u64 seed, __u64 gen)
 	for (i = 0; i < nr; i += step) {
 		if (cont_page_ok(addr + i * page, seed, i, gen))
 			continue;
-		race_fail(&race, "page %llu of a huge page is not as it was filled", i);
+		race_fail(&race, "page %llu of a huge page has changed", i);
 		return false;
 	}
 	return true;
@@ -1117,7 +1117,7 @@ static bool counters_ok(const struct race_case *c, long long broken, long long h
 {
 	if (c->window && broken >= 0 && !quiescing()) {
 		if (helped < MIN_HELP)
-			return fail("the window was open for " WINDOW_US " us %lld times, but only %lld faults were mended",
+			return fail("%lld windows of " WINDOW_US " us, but only %lld faults mended",
 				    broken, helped);
 	}
 	/* What cannot be quiesced is broken. */
