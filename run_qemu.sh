@@ -25,7 +25,7 @@
 #   --smp N             CPUs (4)
 #   --mem SIZE          memory (2G; 4G with 16k pages, 6G with 64k)
 #   --timeout S         seconds a pass may take (600; 2400 with --kernel-tests)
-  --append "..."      more kernel parameters
+#   --append "..."      more kernel parameters
 #   --shell             a shell in the guest instead of the tests
 #   --gdb               wait for gdb on port 1234, in a kernel with debug info
 # Places:
