@@ -47,12 +47,6 @@
 #define MAP_HUGE_SHIFT		26
 #endif
 
-#ifdef __aarch64__
-#define IS_ARM64	true
-#else
-#define IS_ARM64	false
-#endif
-
 #define DEFAULT_SECONDS	1
 #define DEFAULT_THREADS	5
 /* A thread that is caught in an endless fault is found by nothing else. */
@@ -776,13 +770,12 @@ static __u64 choose_pfn(struct race_thread *t)
 }
 
 /*
- * kpagecount takes no reference.  With CONFIG_DEBUG_VM_PGFLAGS it is a BUG if a page
- * becomes part of a compound page just then (PageDoubleMap() is asked of a head that
- * is none any more), whether struct pages are optimized or not.  Then it is read of
- * pages only that this test holds.  It is the same with kpageflags in kernels other
- * than the arm64 one that comes with this test.
+ * They take no reference.  With CONFIG_DEBUG_VM_PGFLAGS it is a BUG if a page becomes
+ * part of a compound page just then (stable_page_flags() asks a folio for its flags
+ * that is none any more), whether struct pages are optimized or not.  Then it is
+ * only pages that this test holds that kpageflags and kpagecount are read of.
  */
-static bool count_may_race(void)
+static bool flags_may_race(void)
 {
 	static int may = -1;
 	char line[256];
@@ -803,7 +796,6 @@ static bool count_may_race(void)
 static void flags_loop(struct race_thread *t)
 {
 	__u64 buf[CHUNK], pfn;
-	bool count = count_may_race();
 	int fd, cnt;
 
 	fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
@@ -812,7 +804,7 @@ static void flags_loop(struct race_thread *t)
 		pfn = choose_pfn(t);
 		/* 0 is the end of memory. */
 		if (pread(fd, buf, sizeof(buf), pfn * 8) < 0 ||
-		    (count && pread(cnt, buf, sizeof(buf), pfn * 8) < 0)) {
+		    pread(cnt, buf, sizeof(buf), pfn * 8) < 0) {
 			race_fail(&race, "kpageflags or kpagecount of %#llx: %s", pfn,
 				  strerror(errno));
 			break;
@@ -1164,7 +1156,7 @@ static void __attribute__((noreturn)) child_main(const struct race_case *c)
 		role = c->roles[r];
 		if (role == KCORE && !nr_segs)
 			role = FLAGS;
-		if (role == FLAGS && !IS_ARM64 && !count_may_race())
+		if (role == FLAGS && !flags_may_race())
 			role = nr_segs ? KCORE : HOLD;
 		t[nr++].fn = loops[role];
 		r = (r + 1) % ARRAY_SIZE(c->roles);
@@ -1399,8 +1391,8 @@ int main(int argc, char **argv)
 		ptdump = "/sys/kernel/debug/kernel_page_tables";
 	else if (!access("/sys/kernel/debug/page_tables/kernel", R_OK))
 		ptdump = "/sys/kernel/debug/page_tables/kernel";
-	if (!count_may_race())
-		ksft_print_msg("CONFIG_DEBUG_VM: kpagecount is read of pages in use only\n");
+	if (!flags_may_race())
+		ksft_print_msg("CONFIG_DEBUG_VM: kpageflags are read of pages in use only\n");
 	find_sizes();
 	if (!nr_sizes)
 		ksft_exit_skip("no huge pages that can be optimized, or no memory for them\n");
