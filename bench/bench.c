@@ -21,8 +21,8 @@
  *   hvo      the same with vm.hugetlb_optimize_vmemmap=1, if the kernel has it
  *
  * map-64m is fault-around on LARGE bytes, text:read execution of what is not in
- * the page cache.  The pool has POOL bytes, and demote makes as much of pages of
- * 2M out of larger ones.
+ * the page cache.  The pool has POOL bytes, or one page; demote makes as many out
+ * of pages of 32M, where the kernel has these and finds the memory.
  *
  * The XFS is on a loop device, in the initramfs: a disk of QEMU would answer at
  * a time of its own.  SCHED_FIFO keeps everything but interrupts out of a section,
@@ -190,10 +190,13 @@ static void fill(char *p)
 	}
 }
 
+/* XFS gives back the blocks of a file that is gone some time later. */
 static void close_file(void)
 {
-	if (fd >= 0)
-		close(fd);
+	if (fd < 0)
+		return;
+	must(!ftruncate(fd, 0), "ftruncate");
+	close(fd);
 	fd = -1;
 }
 
@@ -479,19 +482,19 @@ static void op_pool(char *unused)
 
 static void op_demote(char *unused)
 {
-	size_t to = 2UL << 20, from = pmd == to ? 16 * pmd : pmd;
-	long nr = from < POOL ? POOL / from : 1;
+	size_t from = 16 * pmd;		/* contiguous PMDs, with 4K pages */
+	long nr = POOL / from;
 
 	cont_make_room();
 	set_pool(from, "nr_hugepages", nr);
-	if (pool(from) == nr && set_pool(from, "demote_size", to)) {
+	if (pool(from) == nr) {
 		begin(NULL);
 		set_pool(from, "demote", nr);
 		end(NULL, "demote");
-		must(pool(to) == nr * (long)(from / to), "demote");
+		must(pool(pmd) == 16 * nr, "demote");
 	}
 	set_pool(from, "nr_hugepages", 0);
-	set_pool(to, "nr_hugepages", 0);
+	set_pool(pmd, "nr_hugepages", 0);
 }
 
 /* Where the row is, for a pattern: an operation may have several. */
