@@ -127,7 +127,7 @@ fi
 
 # 3. Kernel
 config=("$TOP"/configs/{base,pages-$pages,mm,checks}.config)
-[ -n "$unpatched" ] || config+=("$TOP"/configs/{contpte,hvo}.config)
+[ -n "$unpatched" ] || config+=("$TOP"/configs/{contpte,hvo,tests}.config)
 [ -z "$gdb" ] || config+=("$TOP/configs/gdb.config")
 config+=("${fragments[@]}")
 name+=-$pages

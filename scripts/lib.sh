@@ -104,11 +104,34 @@ apt_arm64() {
 		-o APT::Get::List-Cleanup=0 -o Debug::NoLocking=1 "$@"
 }
 
-# Fetch the package lists, at most once a day. Old lists do when there is no network.
+# apt_suites STATE "SUITE..." TOOL ARGS...: apt with a state of its own that knows only
+# these suites of Debian, from the mirror that the machine has for its own
+apt_suites() {
+	local state=$1 suites=$2 tool=$3 site suite
+	shift 3
+	site=$(apt-get indextargets --format "\$(REPO_URI) \$(COMPONENT)" 'Created-By: Packages' |
+		awk '$1 ~ /\/debian\/?$/ && $2 == "main" { print $1; exit }') &&
+		[ -n "$site" ] &&
+		mkdir -p "$state/lists/partial" "$state/archives/partial" "$state/empty" &&
+		touch "$state/status" || return
+	for suite in $suites; do
+		echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $site $suite main"
+	done >"$state/sources.list"
+	"$tool" -q -o Dir::State="$state" -o Dir::State::lists="$state/lists" \
+		-o Dir::State::status="$state/status" -o Dir::Cache="$state" \
+		-o Dir::Cache::archives="$state/archives" -o Dir::Etc::sourcelist="$state/sources.list" \
+		-o Dir::Etc::sourceparts="$state/empty" -o Dir::Etc::preferencesparts="$state/empty" \
+		-o APT::Sandbox::User= -o Debug::NoLocking=1 "$@"
+}
+
+# apt_lists [STATE APT...]: fetch the package lists, of apt_arm64 or of an APT that has its
+# state there, at most once a day. Old lists do when there is no network.
 apt_lists() {
-	local stamp=$BUILD/apt/updated
+	[ $# -gt 0 ] || set -- "$BUILD/apt" apt_arm64
+	local stamp=$1/updated
+	shift
 	[ -z "$(find "$stamp" -mmin -1440 2>/dev/null)" ] || return 0
-	if step "package lists" "$BUILD/log/apt-update" apt_arm64 apt-get update &&
+	if step "package lists" "$BUILD/log/apt-update" "$@" apt-get update &&
 		! grep -q '^Err:' "$BUILD/log/apt-update"; then
 		touch "$stamp"
 	elif [ -e "$stamp" ]; then
