@@ -11,7 +11,7 @@
  * and after, "-" where it has no such line.  PATTERN is for the rows to run, as
  * of fnmatch().  What a kernel cannot do has no row.
  *
- *   order0   anonymous memory, MADV_NOHUGEPAGE, written to
+ *   order0   anonymous memory, MADV_NOHUGEPAGE, written to in a shuffled order
  *   thp      anonymous THPs, mapped by PTEs
  *   mthp     anonymous folios of a contpte block, if the kernel has them
  *   shmem    tmpfs with huge=always, shared, mapped where no PMD fits
@@ -67,6 +67,7 @@ static size_t size;			/* of the memory to work on */
 static char *area, *other;		/* reserved, aligned to a PMD */
 static bool marked;
 static long *before;			/* shared with children */
+static unsigned short order[SIZE >> 12];	/* of the pages of SIZE */
 
 static void must(bool ok, const char *what)
 {
@@ -132,6 +133,31 @@ static void touch(char *p)
 		cont_store(p + at, 1);
 }
 
+/*
+ * Small folios are allocated one after the other.  Were they touched so, all of
+ * them or none could be as aligned as their addresses, which is a question that
+ * contpte asks, and any change to a kernel could change the answer.
+ */
+static void shuffle(void)
+{
+	size_t i, j;
+	__u64 state = 0;
+
+	for (i = 0; i < SIZE / page; i++) {
+		j = cont_rand(&state) % (i + 1);
+		order[i] = order[j];
+		order[j] = i;
+	}
+}
+
+static void touch_shuffled(char *p)
+{
+	size_t i;
+
+	for (i = 0; i < SIZE / page; i++)
+		cont_store(p + order[i] * page, 1);
+}
+
 /* cont_fill_file() has put a function at the start of each page. */
 static void execute(char *p)
 {
@@ -171,6 +197,8 @@ static void fill(char *p)
 
 	switch (src) {
 	case ORDER0:
+		touch_shuffled(p);
+		break;
 	case MTHP:
 		touch(p);
 		break;
@@ -588,6 +616,7 @@ static void bench(const char *pattern, bool cold)
 	page = cont_page_size();
 	block = cont_size();
 	pmd = cont_pmd_size();
+	shuffle();
 	resv = cont_reserve(5 * pmd + 2 * LARGE);
 	must(pmd && resv != MAP_FAILED, "reserve");
 	area = cont_align_up(resv, pmd);
