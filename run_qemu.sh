@@ -66,6 +66,10 @@ case $pages in
 64k) mem=${mem:-6G} ;;
 *) die "--pages takes 4k, 16k or 64k, not '$pages'" ;;
 esac
+# A kernel dies without a word on a CPU that lacks its page size.
+case $pages:$cpu in
+16k:cortex-a53* | 16k:cortex-a57* | 16k:cortex-a72*) die "${cpu%%,*} has no 16K pages (cortex-a35 has)" ;;
+esac
 for number in repeat smp timeout; do
 	[[ ${!number:-1} =~ ^[1-9][0-9]*$ ]] || die "--$number takes a number, not '${!number}'"
 done
