@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What a TLB may still hold: the architecture lets it keep, and load by
+ * speculation, whatever was valid since the last invalidation.  So each entry that
+ * is removed or changed while its address space may be in use leaves a ghost, which
+ * goes when a TLBI that covers it is complete: at the DSB of the vCPU that issued
+ * it, and only for what that vCPU wrote before the DSB that preceded the TLBI.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "tlbsim.h"
+
+#define HASH_SHIFT	21		/* ghosts of more than 2M are kept apart */
+#define HASH_SIZE	4096
+#define THREADS		4096
+
+static struct ghost *hash[HASH_SIZE], *big;
+static unsigned long nr_user;
+static u32 of_thread[THREADS];		/* user ghosts whose remover is still in the kernel */
+
+static unsigned int thread_slot(u64 thread)
+{
+	return thread % THREADS;
+}
+
+static struct ghost **bucket(u64 va)
+{
+	va >>= HASH_SHIFT;
+	return &hash[(va ^ va >> 12) % HASH_SIZE];
+}
+
+bool ghosts_outstanding(void)
+{
+	return __atomic_load_n(&nr_user, __ATOMIC_RELAXED);
+}
+
+static bool counts_for_thread(const struct ghost *g)
+{
+	return !g->space->kernel && !g->returned;
+}
+
+/* The pages that are reached through a ghost know how many there are. */
+static void count_frames(const struct ghost *g, int add)
+{
+	u64 oa, bytes = g->kind == GHOST_TABLE ? 1ULL << g->space->regime.shift : g->size;
+
+	if (g->kind == GHOST_PERM)
+		return;
+	for (oa = g->oa; oa < g->oa + bytes; oa += 4096) {
+		struct frame *f = frame_at(oa);
+
+		if (!f)
+			return;
+		if (g->kind == GHOST_TABLE)
+			f->walkers += add;
+		else
+			f->ghosts += add;
+	}
+}
+
+void ghost_add(struct space *space, enum ghost_kind kind, u64 va, u64 size, u64 cover,
+	       unsigned int level, u64 desc, const struct actor *by)
+{
+	struct ghost *g, **head;
+
+	if (!space->maybe)
+		return;
+	g = calloc(1, sizeof(*g));
+	if (!g)
+		give_up("no memory for what TLBs may hold");
+	g->kind = kind;
+	g->va = va;
+	g->size = size;
+	g->cover = cover;
+	g->level = level;
+	g->desc = desc;
+	g->oa = kind == GHOST_TABLE ? desc & ADDR_MASK & ~((1ULL << space->regime.shift) - 1) :
+		leaf_oa(&space->regime, level, desc);
+	g->cpus = space->maybe;
+	g->time = ++model_time;
+	g->by = *by;
+	g->space = space;
+
+	g->next = space->ghosts;
+	g->pprev = &space->ghosts;
+	if (g->next)
+		g->next->pprev = &g->next;
+	space->ghosts = g;
+	space->nr_ghosts++;
+
+	head = size <= 1ULL << HASH_SHIFT ? bucket(va) : &big;
+	g->hash_next = *head;
+	g->hash_pprev = head;
+	if (g->hash_next)
+		g->hash_next->hash_pprev = &g->hash_next;
+	*head = g;
+
+	if (counts_for_thread(g)) {
+		nr_user++;
+		of_thread[thread_slot(by->thread)]++;
+	}
+	count_frames(g, 1);
+	if (kind != GHOST_TABLE)
+		tlbs_mark_stale(space, va, size);
+}
+
+static void ghost_returned(struct ghost *g)
+{
+	if (counts_for_thread(g)) {
+		nr_user--;
+		of_thread[thread_slot(g->by.thread)]--;
+	}
+	g->returned = true;
+}
+
+void ghost_drop(struct ghost *g)
+{
+	ghost_returned(g);
+	count_frames(g, -1);
+	*g->pprev = g->next;
+	if (g->next)
+		g->next->pprev = g->pprev;
+	*g->hash_pprev = g->hash_next;
+	if (g->hash_next)
+		g->hash_next->hash_pprev = g->hash_pprev;
+	g->space->nr_ghosts--;
+	free(g);
+}
+
+/* Call FN for the ghosts that have to do with these addresses. */
+static void for_each_overlap(struct space *s, u64 va, u64 size,
+			     bool (*fn)(struct ghost *g, void *data), void *data)
+{
+	struct ghost *g, *next, **head, **last;
+
+	if (!s->ghosts)
+		return;
+	if (size > 1ULL << HASH_SHIFT) {
+		for (g = s->ghosts; g; g = next) {
+			next = g->next;
+			if (g->va < va + size && va < g->va + g->size && fn(g, data))
+				return;
+		}
+		return;
+	}
+	last = bucket(va + size - 1);
+	for (head = bucket(va); head; head = head == &big ? NULL : head == last ? &big : last) {
+		for (g = *head; g; g = next) {
+			next = g->hash_next;
+			if (g->space == s && g->va < va + size && va < g->va + g->size && fn(g, data))
+				return;
+		}
+	}
+}
+
+/* ---- a new entry ------------------------------------------------------- */
+
+struct newcomer {
+	u64 va, size, desc, own_va, own_size;
+	unsigned int level;
+	const struct actor *by;
+};
+
+static bool check_one(struct ghost *g, void *data)
+{
+	const struct newcomer *n = data;
+	const struct regime *r = &g->space->regime;
+	bool leaf = is_leaf(r, n->level, n->desc);
+	struct finding f = {
+		.kind = "BBM", .va = n->own_va, .asid = g->space->asid, .old = g->desc,
+		.new = n->desc, .writer = WRITER(&g->by),
+	};
+
+	if (g->reported || g->kind == GHOST_PERM)
+		return false;
+	if (g->kind == GHOST_TABLE) {
+		if (g->level == n->level && leaf)
+			f.what = "a block for a table, not invalidated";
+		else if (g->level == n->level && ((g->desc ^ n->desc) & ADDR_MASK))
+			f.what = "another table, not invalidated";
+	} else if (!leaf) {
+		if (g->level <= n->level)
+			f.what = "a table for a block, not invalidated";
+	} else if (g->level != n->level || (g->desc ^ n->desc) & DESC_CONT) {
+		f.what = "another size, not invalidated";
+	} else if (leaf_oa(r, n->level, n->desc) - n->own_va != g->oa - g->va) {
+		f.what = "another address, not invalidated";
+	} else if ((g->desc ^ n->desc) & (DESC_ATTR | DESC_NG)) {
+		f.what = "other attributes, not invalidated";
+	}
+	if (!f.what)
+		return false;
+	g->reported = true;
+	report(&f, n->by);
+	return true;
+}
+
+/* A valid entry appears: no TLB may hold another one for its addresses. */
+void ghosts_check_new(struct space *space, u64 va, u64 size, unsigned int level, u64 desc,
+		      const struct actor *by)
+{
+	struct newcomer n = {
+		.va = va, .size = size, .own_va = va, .own_size = size, .desc = desc,
+		.level = level, .by = by,
+	};
+
+	if (is_leaf(&space->regime, level, desc) && (desc & DESC_CONT)) {
+		n.size = cont_size(&space->regime, level);
+		n.va &= ~(n.size - 1);
+	}
+	for_each_overlap(space, n.va, n.size, check_one, &n);
+}
+
+/* ---- reuse ------------------------------------------------------------- */
+
+static bool still_mapped(const struct ghost *g)
+{
+	struct walk w;
+
+	table_walk(g->space, g->va, &w);
+	return w.valid;
+}
+
+/*
+ * A page is cleared, or becomes a table, while a TLB may lead there.  Kernels free
+ * what vunmap() unmaps before they flush it, all at once and later: so a kernel
+ * address counts only if it is in use again.
+ */
+void ghosts_of_frame_reused(struct frame *f, u64 pa, const char *how, const struct actor *by)
+{
+	struct space *s;
+	struct ghost *g;
+
+	for (s = spaces(); s && f->ghosts; s = s->next) {
+		for (g = s->ghosts; g; g = g->next) {
+			struct finding find = {
+				.kind = "LEAK", .what = how, .va = g->va, .asid = s->asid,
+				.old = g->desc, .new = pa, .writer = WRITER(&g->by),
+			};
+
+			if (g->kind != GHOST_LEAF || g->reported || pa - g->oa >= g->size)
+				continue;
+			if (s->kernel && !still_mapped(g))
+				continue;
+			g->reported = true;
+			report(&find, by);
+		}
+	}
+}
+
+/* A page that was a table is written while a walk cache may lead there. */
+void ghosts_of_walker_written(struct frame *f, u64 pa, u64 value, const struct actor *by)
+{
+	struct space *s;
+	struct ghost *g;
+
+	if (!(value & DESC_VALID))
+		return;
+	for (s = spaces(); s && f->walkers; s = s->next) {
+		for (g = s->ghosts; g; g = g->next) {
+			struct finding find = {
+				.kind = "STALE", .what = "a walk cache may lead to this page, which is no table now",
+				.va = g->va, .asid = s->asid, .old = g->desc, .new = value,
+				.writer = WRITER(&g->by),
+			};
+
+			if (g->kind != GHOST_TABLE || g->reported || pa - g->oa >= 1ULL << s->regime.shift)
+				continue;
+			g->reported = true;
+			report(&find, by);
+		}
+	}
+}
+
+/* Whoever removes a translation has it invalidated before it goes back to its program. */
+void ghosts_thread_returns(const struct actor *by)
+{
+	struct space *s;
+	struct ghost *g;
+
+	if (!of_thread[thread_slot(by->thread)])
+		return;
+	for (s = spaces(); s; s = s->next) {
+		if (s->kernel)
+			continue;
+		for (g = s->ghosts; g; g = g->next) {
+			struct actor remover = g->by;
+			struct finding f = {
+				.kind = "STALE", .va = g->va, .asid = s->asid, .old = g->desc,
+				.writer = WRITER(&remover),
+				.what = g->kind == GHOST_PERM ? "permissions taken, not invalidated on return to EL0" :
+					g->kind == GHOST_TABLE ? "table removed, not invalidated on return to EL0" :
+					"removed, not invalidated on return to EL0",
+			};
+
+			if (g->returned || g->by.thread != by->thread)
+				continue;
+			ghost_returned(g);
+			if (g->reported)
+				continue;
+			g->reported = true;
+			report(&f, &remover);
+		}
+	}
+}
+
+/* ---- invalidation ------------------------------------------------------ */
+
+void tlbi_issue(unsigned int cpu, const struct tlbi *op)
+{
+	struct vcpu *v = &vcpus[cpu];
+
+	if (v->nr_pending == v->max_pending) {
+		v->max_pending = v->max_pending ? 2 * v->max_pending : 64;
+		v->pending = realloc(v->pending, v->max_pending * sizeof(*v->pending));
+		if (!v->pending)
+			give_up("no memory for TLBIs that wait for a DSB");
+	}
+	v->pending[v->nr_pending] = *op;
+	v->pending[v->nr_pending].after = v->last_dsb;
+	v->pending[v->nr_pending].issued = ++model_time;
+	v->nr_pending++;
+}
+
+struct completion {
+	const struct tlbi *op;
+	unsigned int cpu;
+};
+
+static bool invalidate_one(struct ghost *g, void *data)
+{
+	const struct completion *c = data;
+
+	if (c->op->last_level && g->kind == GHOST_TABLE)
+		return false;
+	if (g->time > (g->by.cpu == c->cpu ? c->op->after : c->op->issued))
+		return false;
+	g->cpus &= c->op->local ? ~(1U << c->cpu) : 0;
+	if (g->cpus)
+		return false;
+	if (g->kind == GHOST_PERM && g->cover > g->size)
+		block_check_permissions(g->space, g->va, &g->by);
+	ghost_drop(g);
+	return false;
+}
+
+static void complete(const struct tlbi *op, unsigned int cpu)
+{
+	struct completion c = { .op = op, .cpu = cpu };
+	struct space *s;
+
+	tlbs_invalidate(op, cpu);
+	for (s = spaces(); s; s = s->next) {
+		if (!op->any_asid && !s->kernel && s->asid != op->asid)
+			continue;
+		if (op->size) {
+			if (s->kernel == op->kernel)
+				for_each_overlap(s, op->va, op->size, invalidate_one, &c);
+		} else if (op->any_asid || !s->kernel) {
+			struct ghost *g, *next;
+
+			for (g = s->ghosts; g; g = next) {
+				next = g->next;
+				invalidate_one(g, &c);
+			}
+		}
+	}
+	if (!op->size)
+		spaces_may_forget(cpu, op->asid, op->any_asid, op->local);
+}
+
+void dsb_done(unsigned int cpu, bool full)
+{
+	struct vcpu *v = &vcpus[cpu];
+	unsigned int i;
+
+	if (full) {
+		for (i = 0; i < v->nr_pending; i++)
+			complete(&v->pending[i], cpu);
+		v->nr_pending = 0;
+	}
+	v->last_dsb = ++model_time;
+}
