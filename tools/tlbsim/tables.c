@@ -322,17 +322,19 @@ static void check_block(struct table *t, unsigned int i, bool permissions, const
 			continue;
 		if (leaf_oa(r, t->level, got) - j * size != leaf_oa(r, t->level, want) - i * size)
 			differ |= ADDR_MASK;
-		if (permissions && (compare(want, got) == TIGHTENED || compare(got, want) == TIGHTENED) &&
-		    !(want & got & DESC_DBM))
-			differ |= DESC_RDONLY;
+		if (permissions) {
+			/* With DBM the hardware may make one writable and not the others. */
+			differ |= (want ^ got) & (DESC_USER | DESC_PXN | DESC_UXN |
+						  (want & got & DESC_DBM ? 0 : DESC_RDONLY));
+		}
 		if (differ) {
 			struct finding f = {
 				.kind = "MISPROGRAMMED", .va = t->va + i * size, .asid = t->space->asid,
 				.old = got, .new = want, .writer = t->writer[j],
 				.what = differ & DESC_CONT ? "hint not in all entries of the block" :
 					differ & ADDR_MASK ? "addresses in the block do not follow" :
-					differ & DESC_RDONLY ? "permissions in the block differ" :
-					"attributes in the block differ",
+					differ & mask ? "attributes in the block differ" :
+					"permissions in the block differ",
 			};
 
 			report(&f, by);
@@ -543,7 +545,10 @@ struct space *space_load(unsigned int cpu, unsigned int which, u64 root, unsigne
 	return found;
 }
 
-/* After this invalidation only who runs an address space can hold entries of it. */
+/*
+ * After this invalidation only who runs an address space can hold entries of it.  If
+ * nobody does, its tables are looked at anew when somebody will.
+ */
 void spaces_may_forget(unsigned int cpu, unsigned int asid, bool any_asid, bool local)
 {
 	struct space *s;
@@ -552,5 +557,7 @@ void spaces_may_forget(unsigned int cpu, unsigned int asid, bool any_asid, bool 
 		if (s->kernel || (!any_asid && s->asid != asid))
 			continue;
 		s->maybe &= s->loaded | (local ? ~(1U << cpu) : 0);
+		if (!s->maybe)
+			space_put_tables(s);
 	}
 }
