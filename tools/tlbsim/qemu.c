@@ -99,7 +99,7 @@ __attribute__((visibility("default"))) int qemu_plugin_version = 4;
 /* ---- state ------------------------------------------------------------- */
 
 struct options opt = {
-	.ram_base = 0x40000000, .entries = 2048, .ways = 4, .seed = 1, .stack_shift = 14,
+	.ram_base = 0x40000000, .entries = 2048, .ways = 4, .seed = 1,
 };
 struct vcpu vcpus[MAX_CPUS];
 unsigned int nr_cpus;
@@ -341,6 +341,9 @@ static void translation_changed(unsigned int cpu)
 		/* TCR.EPD: no walks through this TTBR */
 		if (v->tcr >> (which ? 23 : 7) & 1 || !regime_of(v->tcr, which, &v->regime[which]))
 			v->regime[which].shift = 0;
+		/* As Linux has it: stacks of 16K, or of a page if that is more */
+		if (!opt.stack_shift && which)
+			opt.stack_shift = v->regime[1].shift > 14 ? v->regime[1].shift : 14;
 		space_load(cpu, which, v->ttbr[which] & ADDR_MASK & ~1ULL, v->asid);
 	}
 	qemu_plugin_u64_set(fetch_page, cpu, 0);

@@ -50,7 +50,7 @@ struct options {
 	u64 ram_base;
 	unsigned int entries, ways;	/* of a TLB; ways == 0: fully associative */
 	u64 seed;
-	unsigned int stack_shift;	/* of the guest's kernel stacks */
+	unsigned int stack_shift;	/* of the guest's kernel stacks; 0: as Linux has them */
 
 };
 
