@@ -102,7 +102,7 @@ void ghost_add(struct space *space, enum ghost_kind kind, u64 va, u64 size, u64 
 	}
 	count_frames(g, 1);
 	if (kind != GHOST_TABLE)
-		tlbs_mark_stale(space, va, size);
+		tlbs_mark_stale(space, va);
 }
 
 static void ghost_returned(struct ghost *g)
@@ -148,7 +148,8 @@ static void for_each_overlap(struct space *s, u64 va, u64 size,
 	for (head = bucket(va); head; head = head == &big ? NULL : head == last ? &big : last) {
 		for (g = *head; g; g = next) {
 			next = g->hash_next;
-			if (g->space == s && g->va < va + size && va < g->va + g->size && fn(g, data))
+			if (g->space == s && g->va < va + size && va < g->va + g->size &&
+			    fn(g, data))
 				return;
 		}
 	}
@@ -169,7 +170,7 @@ static bool check_one(struct ghost *g, void *data)
 	bool leaf = is_leaf(r, n->level, n->desc);
 	struct finding f = {
 		.kind = "BBM", .va = n->own_va, .asid = g->space->asid, .old = g->desc,
-		.new = n->desc, .writer = WRITER(&g->by),
+		.new = n->desc, .writer = writer_of(&g->by),
 	};
 
 	if (g->reported || g->kind == GHOST_PERM)
@@ -236,7 +237,7 @@ void ghosts_of_frame_reused(struct frame *f, u64 pa, const char *how, const stru
 		for (g = s->ghosts; g; g = g->next) {
 			struct finding find = {
 				.kind = "LEAK", .what = how, .va = g->va, .asid = s->asid,
-				.old = g->desc, .new = pa, .writer = WRITER(&g->by),
+				.old = g->desc, .new = pa, .writer = writer_of(&g->by),
 			};
 
 			if (g->kind != GHOST_LEAF || g->reported || pa - g->oa >= g->size)
@@ -260,12 +261,14 @@ void ghosts_of_walker_written(struct frame *f, u64 pa, u64 value, const struct a
 	for (s = spaces(); s && f->walkers; s = s->next) {
 		for (g = s->ghosts; g; g = g->next) {
 			struct finding find = {
-				.kind = "STALE", .what = "a walk cache may lead to this page, which is no table now",
+				.kind = "STALE",
+				.what = "a walk cache may lead to this page, no table now",
 				.va = g->va, .asid = s->asid, .old = g->desc, .new = value,
-				.writer = WRITER(&g->by),
+				.writer = writer_of(&g->by),
 			};
 
-			if (g->kind != GHOST_TABLE || g->reported || pa - g->oa >= 1ULL << s->regime.shift)
+			if (g->kind != GHOST_TABLE || g->reported ||
+			    pa - g->oa >= 1ULL << s->regime.shift)
 				continue;
 			g->reported = true;
 			report(&find, by);
@@ -276,6 +279,11 @@ void ghosts_of_walker_written(struct frame *f, u64 pa, u64 value, const struct a
 /* Whoever removes a translation has it invalidated before it goes back to its program. */
 void ghosts_thread_returns(const struct actor *by)
 {
+	static const char * const what[] = {
+		[GHOST_LEAF] = "removed, not invalidated on return to EL0",
+		[GHOST_PERM] = "permissions taken, not invalidated on return to EL0",
+		[GHOST_TABLE] = "table removed, not invalidated on return to EL0",
+	};
 	struct space *s;
 	struct ghost *g;
 
@@ -288,10 +296,8 @@ void ghosts_thread_returns(const struct actor *by)
 			struct actor remover = g->by;
 			struct finding f = {
 				.kind = "STALE", .va = g->va, .asid = s->asid, .old = g->desc,
-				.writer = WRITER(&remover),
-				.what = g->kind == GHOST_PERM ? "permissions taken, not invalidated on return to EL0" :
-					g->kind == GHOST_TABLE ? "table removed, not invalidated on return to EL0" :
-					"removed, not invalidated on return to EL0",
+				.writer = writer_of(&remover),
+				.what = what[g->kind],
 			};
 
 			if (g->returned || g->by.thread != by->thread)

@@ -101,6 +101,7 @@ __attribute__((visibility("default"))) int qemu_plugin_version = 4;
 struct options opt = {
 	.ram_base = 0x40000000, .entries = 2048, .ways = 4, .seed = 1,
 };
+
 struct vcpu vcpus[MAX_CPUS];
 unsigned int nr_cpus;
 u64 model_time;
@@ -200,7 +201,8 @@ static bool qemu_pa(u32 info, u64 va, u64 *pa)
 }
 
 /* Each entry that is loaded leads where QEMU went, or the table has changed since. */
-static void compare_with_qemu(struct vcpu *v, const struct tlb_entry *e, u32 info, u64 raw, u64 va)
+static void compare_with_qemu(struct vcpu *v, const struct tlb_entry *e, u32 info, u64 raw,
+			      u64 va)
 {
 	struct space *s = v->space[va >> 55 & 1];
 	struct walk w = { 0 };
@@ -377,8 +379,8 @@ static void on_sysreg(unsigned int cpu, enum sysreg reg, u64 value)
 	}
 	translation_changed(cpu);
 	if (v->mmu && !was_on && !v->space[0] && !v->space[1])
-		give_up("the page tables at 0x%" PRIx64 " are empty: is %s the guest's memory, with share=on?",
-			v->ttbr[0], opt.ram[0]);
+		give_up("the page tables are empty: is %s the guest's memory, with share=on?",
+			opt.ram[0]);
 }
 
 static void on_tlbi(unsigned int cpu, unsigned int crm, unsigned int op2, u64 x)
@@ -386,6 +388,7 @@ static void on_tlbi(unsigned int cpu, unsigned int crm, unsigned int op2, u64 x)
 	static const unsigned int tg[] = { 0, 12, 14, 16 };
 	struct tlbi op = { .asid = x >> 48, .any_asid = op2 == 0 || op2 == 3 || op2 == 7 };
 	struct counts *c = &vcpus[cpu].counts;
+	enum tlbi_kind kind;
 
 	if (crm > 7 || crm == 0 || crm == 4)
 		return;
@@ -398,14 +401,16 @@ static void on_tlbi(unsigned int cpu, unsigned int crm, unsigned int op2, u64 x)
 			return;
 		op.va = (u64)((int64_t)(x << 27) >> 27) << shift;
 		op.size = ((x >> 39 & 31) + 1) << (5 * (x >> 44 & 3) + 1 + shift);
-		op.kernel = op.va >> 55 & 1;
-	} else if (op2 != 0 && op2 != 2) {
+		kind = TLBI_RANGE;
+	} else if (op2 == 0 || op2 == 2) {
+		kind = op2 ? TLBI_ASID : TLBI_ALL;
+	} else {
 		op.va = canonical(x << 12);
 		op.size = 4096;
-		op.kernel = op.va >> 55 & 1;
+		kind = op.last_level ? TLBI_VA_LAST : TLBI_VA;
 	}
-	c->tlbi[op2 == 0 ? TLBI_ALL : op2 == 2 ? TLBI_ASID : crm == 2 || crm == 5 || crm == 6 ? TLBI_RANGE :
-		op.last_level ? TLBI_VA_LAST : TLBI_VA]++;
+	op.kernel = op.va >> 55 & 1;
+	c->tlbi[kind]++;
 	if (op.local)
 		c->tlbi[TLBI_LOCAL]++;
 	tlbi_issue(cpu, &op);

@@ -246,7 +246,8 @@ static void table_unlink(struct table *t, const struct actor *by)
 			if (child && child->parent == t)
 				table_unlink(child, by);
 			if (by)
-				ghost_add(t->space, GHOST_TABLE, va, size, size, t->level, desc, by);
+				ghost_add(t->space, GHOST_TABLE, va, size, size, t->level, desc,
+					  by);
 		} else if (by && is_leaf(r, t->level, desc) && (desc & DESC_AF)) {
 			ghost_add(t->space, GHOST_LEAF, va, size,
 				  desc & DESC_CONT ? cont_size(r, t->level) : size,
@@ -320,7 +321,7 @@ static void check_block(struct table *t, unsigned int i, bool permissions, const
 
 		if (j == i || !is_leaf(r, t->level, got) || !((want | got) & DESC_CONT))
 			continue;
-		if (leaf_oa(r, t->level, got) - j * size != leaf_oa(r, t->level, want) - i * size)
+		if (leaf_oa(r, t->level, got) + ((u64)i - j) * size != leaf_oa(r, t->level, want))
 			differ |= ADDR_MASK;
 		if (permissions) {
 			/* With DBM the hardware may make one writable and not the others. */
@@ -329,14 +330,15 @@ static void check_block(struct table *t, unsigned int i, bool permissions, const
 		}
 		if (differ) {
 			struct finding f = {
-				.kind = "MISPROGRAMMED", .va = t->va + i * size, .asid = t->space->asid,
-				.old = got, .new = want, .writer = t->writer[j],
-				.what = differ & DESC_CONT ? "hint not in all entries of the block" :
-					differ & ADDR_MASK ? "addresses in the block do not follow" :
-					differ & mask ? "attributes in the block differ" :
-					"permissions in the block differ",
+				.kind = "MISPROGRAMMED", .va = t->va + i * size,
+				.asid = t->space->asid, .old = got, .new = want,
+				.writer = t->writer[j],
 			};
 
+			f.what = differ & DESC_CONT ? "hint not in all entries of the block" :
+				 differ & ADDR_MASK ? "addresses in the block do not follow" :
+				 differ & mask ? "attributes in the block differ" :
+				 "permissions in the block differ";
 			report(&f, by);
 			return;
 		}
@@ -403,7 +405,8 @@ static void entry_changed(struct table *t, unsigned int i, u64 new, const struct
 	}
 	/* Only now, or the check would meet it */
 	if (was || was_table)
-		ghost_add(s, was ? GHOST_LEAF : GHOST_TABLE, va, size, old_cover, t->level, old, by);
+		ghost_add(s, was ? GHOST_LEAF : GHOST_TABLE, va, size, old_cover, t->level, old,
+			  by);
 	if (now_table) {
 		u64 pa = table_pa(r, new);
 
@@ -412,7 +415,7 @@ static void entry_changed(struct table *t, unsigned int i, u64 new, const struct
 		table_link(s, t, pa, va, t->level + 1);
 	}
 out:
-	t->writer[i] = WRITER(by);
+	t->writer[i] = writer_of(by);
 	if (is_leaf(r, t->level, new))
 		check_block(t, i, false, by);
 }

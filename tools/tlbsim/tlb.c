@@ -124,20 +124,20 @@ static struct tlb_entry *tlb_fill(struct vcpu *v, struct tlb *t, const struct sp
 	struct tlb_entry *e;
 	u64 size = w->size, oa = w->oa, desc = w->desc;
 
-	if (t->hint && (desc & DESC_CONT)) {
+	if (t->hint && (desc & DESC_CONT) && w->table) {
 		u64 block = cont_size(r, w->level), base = w->va & ~(block - 1);
 		u64 slot = random_next(v) % (block / size);
-		u64 *p = w->table ? ram_at(w->table->pa + 8 * ((base - w->table->va) / size + slot)) : NULL;
-		u64 other = p ? __atomic_load_n(p, __ATOMIC_RELAXED) : 0;
+		u64 *p = ram_at(w->table->pa + 8 * ((base - w->table->va) / size + slot));
+		u64 other = __atomic_load_n(p, __ATOMIC_RELAXED);
 
 		if (is_leaf(r, w->level, other) && (other & DESC_AF) && (other & DESC_CONT)) {
 			u64 start = leaf_oa(r, w->level, other) - slot * size;
 
-			if (start + (w->va - base) != w->oa) {
+			if (start + (w->va - base) != w->oa && by) {
 				struct finding f = {
 					.kind = "MISPROGRAMMED", .va = va, .asid = s->asid,
 					.old = other, .new = w->desc,
-					.what = "an access through another entry of the block leads elsewhere",
+					.what = "the entry that serves the block leads elsewhere",
 				};
 
 				report(&f, by);
@@ -300,14 +300,14 @@ void tlbs_invalidate(const struct tlbi *op, unsigned int cpu)
 }
 
 /* What these addresses lead to has changed: an access finds out, and counts it. */
-void tlbs_mark_stale(struct space *s, u64 va, u64 size)
+void tlbs_mark_stale(struct space *s, u64 va)
 {
 	unsigned int cpu, side;
 
-	(void)size;
 	for (cpu = 0; cpu < nr_cpus; cpu++) {
 		for (side = 0; side < NR_SIDES; side++) {
-			struct tlb_entry *e = tlb_find(&vcpus[cpu].tlb[side], &s->regime, va, s->asid);
+			struct tlb *t = &vcpus[cpu].tlb[side];
+			struct tlb_entry *e = tlb_find(t, &s->regime, va, s->asid);
 
 			if (e) {
 				e->stale = true;

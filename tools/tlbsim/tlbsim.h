@@ -115,7 +115,7 @@ struct tlb {
 /* The last entry that served a page: found without a search */
 struct recent {
 	struct tlb_entry *entry;
-	u64 va, serial;			/* va: of the page, with the ASID if it is not the kernel's */
+	u64 va, serial;			/* va: of the page, and the ASID */
 };
 
 #define RECENT	1024
@@ -245,7 +245,7 @@ void tlbs_init(void);
 struct tlb_entry *tlb_access(struct vcpu *v, enum side side, enum el el, u64 va,
 			     const struct actor *by, bool *filled);
 void tlbs_invalidate(const struct tlbi *op, unsigned int cpu);
-void tlbs_mark_stale(struct space *space, u64 va, u64 size);
+void tlbs_mark_stale(struct space *space, u64 va);
 void count_begin(unsigned int cpu);
 void count_end(unsigned int cpu);
 void count_access(struct vcpu *v, enum side side, enum el el, u64 va);
@@ -270,6 +270,10 @@ void summary(void);
 void out_line(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void give_up(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 
-#define WRITER(by)	(((by)->pc & ~(0xffULL << 56)) | (u64)(by)->cpu << 56)
+/* As in struct table */
+static inline u64 writer_of(const struct actor *by)
+{
+	return (by->pc & ~(0xffULL << 56)) | (u64)by->cpu << 56;
+}
 
 #endif
