@@ -167,7 +167,7 @@ static bool check_one(struct ghost *g, void *data)
 {
 	const struct newcomer *n = data;
 	const struct regime *r = &g->space->regime;
-	bool leaf = is_leaf(r, n->level, n->desc);
+	bool leaf = is_leaf(n->level, n->desc);
 	struct finding f = {
 		.kind = "BBM", .va = n->own_va, .asid = g->space->asid, .old = g->desc,
 		.new = n->desc, .writer = writer_of(&g->by),
@@ -206,7 +206,7 @@ void ghosts_check_new(struct space *space, u64 va, u64 size, unsigned int level,
 		.level = level, .by = by,
 	};
 
-	if (is_leaf(&space->regime, level, desc) && (desc & DESC_CONT)) {
+	if (is_leaf(level, desc) && (desc & DESC_CONT)) {
 		n.size = cont_size(&space->regime, level);
 		n.va &= ~(n.size - 1);
 	}

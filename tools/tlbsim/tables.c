@@ -104,9 +104,8 @@ u64 cont_size(const struct regime *r, unsigned int level)
 	return level_size(r, level) << order;
 }
 
-bool is_leaf(const struct regime *r, unsigned int level, u64 desc)
+bool is_leaf(unsigned int level, u64 desc)
 {
-	(void)r;
 	return (desc & DESC_VALID) && !(desc & DESC_TABLE) == (level < 3);
 }
 
@@ -248,7 +247,7 @@ static void table_unlink(struct table *t, const struct actor *by)
 			if (by)
 				ghost_add(t->space, GHOST_TABLE, va, size, size, t->level, desc,
 					  by);
-		} else if (by && is_leaf(r, t->level, desc) && (desc & DESC_AF)) {
+		} else if (by && is_leaf(t->level, desc) && (desc & DESC_AF)) {
 			ghost_add(t->space, GHOST_LEAF, va, size,
 				  desc & DESC_CONT ? cont_size(r, t->level) : size,
 				  t->level, desc, by);
@@ -313,13 +312,13 @@ static void check_block(struct table *t, unsigned int i, bool permissions, const
 	unsigned int n = cont_size(r, t->level) / size, first = i & ~(n - 1), j;
 	u64 mask = DESC_CONT | DESC_ATTR | DESC_NG, want = read_desc(t->pa + i * sizeof(u64));
 
-	if (!is_leaf(r, t->level, want) || first + n > t->nr)
+	if (!is_leaf(t->level, want) || first + n > t->nr)
 		return;
 	for (j = first; j < first + n; j++) {
 		u64 got = read_desc(t->pa + j * sizeof(u64));
 		u64 differ = (want ^ got) & mask;
 
-		if (j == i || !is_leaf(r, t->level, got) || !((want | got) & DESC_CONT))
+		if (j == i || !is_leaf(t->level, got) || !((want | got) & DESC_CONT))
 			continue;
 		if (leaf_oa(r, t->level, got) + ((u64)i - j) * size != leaf_oa(r, t->level, want))
 			differ |= ADDR_MASK;
@@ -363,8 +362,8 @@ static void entry_changed(struct table *t, unsigned int i, u64 new, const struct
 	const struct regime *r = &s->regime;
 	u64 old = t->desc[i], size = level_size(r, t->level), va = t->va + i * size;
 	u64 old_cover = old & DESC_CONT ? cont_size(r, t->level) : size;
-	bool was = is_leaf(r, t->level, old) && (old & DESC_AF);
-	bool now = is_leaf(r, t->level, new) && (new & DESC_AF);
+	bool was = is_leaf(t->level, old) && (old & DESC_AF);
+	bool now = is_leaf(t->level, new) && (new & DESC_AF);
 	bool was_table = is_table(t->level, old), now_table = is_table(t->level, new);
 	const char *what = NULL;
 
@@ -380,7 +379,7 @@ static void entry_changed(struct table *t, unsigned int i, u64 new, const struct
 			what = now_table ? "another table" : "a block for a table";
 	} else if (was && now_table) {
 		what = "a table for a block";
-	} else if (was && is_leaf(r, t->level, new)) {
+	} else if (was && is_leaf(t->level, new)) {
 		switch (compare(old, new)) {
 		case TIGHTENED:
 			ghost_add(s, GHOST_PERM, va, size, old_cover, t->level, old, by);
@@ -416,7 +415,7 @@ static void entry_changed(struct table *t, unsigned int i, u64 new, const struct
 	}
 out:
 	t->writer[i] = writer_of(by);
-	if (is_leaf(r, t->level, new))
+	if (is_leaf(t->level, new))
 		check_block(t, i, false, by);
 }
 
@@ -486,7 +485,7 @@ void table_walk(struct space *s, u64 va, struct walk *w)
 			pa = table_pa(r, desc);
 			continue;
 		}
-		w->valid = is_leaf(r, level, desc);
+		w->valid = is_leaf(level, desc);
 		w->desc = desc;
 		w->level = level;
 		w->size = size;

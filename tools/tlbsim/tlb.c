@@ -130,7 +130,7 @@ static struct tlb_entry *tlb_fill(struct vcpu *v, struct tlb *t, const struct sp
 		u64 *p = ram_at(w->table->pa + 8 * ((base - w->table->va) / size + slot));
 		u64 other = __atomic_load_n(p, __ATOMIC_RELAXED);
 
-		if (is_leaf(r, w->level, other) && (other & DESC_AF) && (other & DESC_CONT)) {
+		if (is_leaf(w->level, other) && (other & DESC_AF) && (other & DESC_CONT)) {
 			u64 start = leaf_oa(r, w->level, other) - slot * size;
 
 			if (start + (w->va - base) != w->oa && by) {

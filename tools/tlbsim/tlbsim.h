@@ -229,7 +229,7 @@ struct frame *frame_at(u64 pa);
 bool regime_of(u64 tcr, unsigned int which, struct regime *r);
 u64 level_size(const struct regime *r, unsigned int level);
 u64 cont_size(const struct regime *r, unsigned int level);
-bool is_leaf(const struct regime *r, unsigned int level, u64 desc);
+bool is_leaf(unsigned int level, u64 desc);
 u64 leaf_oa(const struct regime *r, unsigned int level, u64 desc);
 struct space *space_load(unsigned int cpu, unsigned int which, u64 root, unsigned int asid);
 void spaces_may_forget(unsigned int cpu, unsigned int asid, bool any_asid, bool local);
