@@ -158,38 +158,57 @@ static void for_each_overlap(struct space *s, u64 va, u64 size,
 /* ---- a new entry ------------------------------------------------------- */
 
 struct newcomer {
-	u64 va, size, desc, own_va, own_size;
+	u64 va, size, desc, own_va;
 	unsigned int level;
 	const struct actor *by;
 };
 
+/* How a ghost and a new entry differ, NULL if they may both be */
+static const char *conflict(const struct ghost *g, const struct newcomer *n, bool yet)
+{
+	const struct regime *r = &g->space->regime;
+
+	if (g->kind == GHOST_PERM)
+		return NULL;
+	if (g->kind == GHOST_TABLE) {
+		if (g->level != n->level)
+			return NULL;
+		if (is_leaf(n->level, n->desc))
+			return yet ? "a block for a table, not yet invalidated" :
+				     "a block for a table, not invalidated";
+		if ((g->desc ^ n->desc) & ADDR_MASK)
+			return yet ? "another table, not yet invalidated" :
+				     "another table, not invalidated";
+		return NULL;
+	}
+	if (!is_leaf(n->level, n->desc)) {
+		if (g->level > n->level)
+			return NULL;
+		return yet ? "a table for a block, not yet invalidated" :
+			     "a table for a block, not invalidated";
+	}
+	if (g->level != n->level || (g->desc ^ n->desc) & DESC_CONT)
+		return yet ? "another size, not yet invalidated" : "another size, not invalidated";
+	if (leaf_oa(r, n->level, n->desc) - n->own_va != g->oa - g->va)
+		return yet ? "another address, not yet invalidated" :
+			     "another address, not invalidated";
+	if ((g->desc ^ n->desc) & (DESC_ATTR | DESC_NG))
+		return yet ? "other attributes, not yet invalidated" :
+			     "other attributes, not invalidated";
+	return NULL;
+}
+
+/* "Yet": another thread fills what one has cleared and is about to have invalidated. */
 static bool check_one(struct ghost *g, void *data)
 {
 	const struct newcomer *n = data;
-	const struct regime *r = &g->space->regime;
-	bool leaf = is_leaf(n->level, n->desc);
+	bool yet = counts_for_thread(g) && g->by.thread != n->by->thread;
 	struct finding f = {
 		.kind = "BBM", .va = n->own_va, .asid = g->space->asid, .old = g->desc,
 		.new = n->desc, .writer = writer_of(&g->by),
+		.what = g->reported ? NULL : conflict(g, n, yet),
 	};
 
-	if (g->reported || g->kind == GHOST_PERM)
-		return false;
-	if (g->kind == GHOST_TABLE) {
-		if (g->level == n->level && leaf)
-			f.what = "a block for a table, not invalidated";
-		else if (g->level == n->level && ((g->desc ^ n->desc) & ADDR_MASK))
-			f.what = "another table, not invalidated";
-	} else if (!leaf) {
-		if (g->level <= n->level)
-			f.what = "a table for a block, not invalidated";
-	} else if (g->level != n->level || (g->desc ^ n->desc) & DESC_CONT) {
-		f.what = "another size, not invalidated";
-	} else if (leaf_oa(r, n->level, n->desc) - n->own_va != g->oa - g->va) {
-		f.what = "another address, not invalidated";
-	} else if ((g->desc ^ n->desc) & (DESC_ATTR | DESC_NG)) {
-		f.what = "other attributes, not invalidated";
-	}
 	if (!f.what)
 		return false;
 	g->reported = true;
@@ -202,7 +221,7 @@ void ghosts_check_new(struct space *space, u64 va, u64 size, unsigned int level,
 		      const struct actor *by)
 {
 	struct newcomer n = {
-		.va = va, .size = size, .own_va = va, .own_size = size, .desc = desc,
+		.va = va, .size = size, .own_va = va, .desc = desc,
 		.level = level, .by = by,
 	};
 
@@ -338,7 +357,7 @@ static bool invalidate_one(struct ghost *g, void *data)
 {
 	const struct completion *c = data;
 
-	if (c->op->last_level && g->kind == GHOST_TABLE)
+	if (g->kind == GHOST_TABLE ? c->op->last_level : c->op->level && c->op->level != g->level)
 		return false;
 	if (g->time > (g->by.cpu == c->cpu ? c->op->after : c->op->issued))
 		return false;

@@ -401,12 +401,14 @@ static void on_tlbi(unsigned int cpu, unsigned int crm, unsigned int op2, u64 x)
 			return;
 		op.va = (u64)((int64_t)(x << 27) >> 27) << shift;
 		op.size = ((x >> 39 & 31) + 1) << (5 * (x >> 44 & 3) + 1 + shift);
+		op.level = x >> 37 & 3;
 		kind = TLBI_RANGE;
 	} else if (op2 == 0 || op2 == 2) {
 		kind = op2 ? TLBI_ASID : TLBI_ALL;
 	} else {
 		op.va = canonical(x << 12);
 		op.size = 4096;
+		op.level = x >> 46 & 3 ? x >> 44 & 3 : 0;
 		kind = op.last_level ? TLBI_VA_LAST : TLBI_VA;
 	}
 	op.kernel = op.va >> 55 & 1;
@@ -572,7 +574,8 @@ static void option(const char *arg)
 	} else if (!strncmp(arg, "symbols=", 8)) {
 		opt.symbols = arg + 8;
 	} else if (!strncmp(arg, "out=", 4)) {
-		opt.out = arg + 4;
+		if (!out_open(arg + 4))
+			give_up("cannot write %s", arg + 4);
 	} else if (number(arg, "base", &value)) {
 		opt.ram_base = value;
 	} else if (number(arg, "entries", &value)) {
@@ -598,6 +601,7 @@ int qemu_plugin_install(qemu_id id, const struct qemu_info *info, int argc, char
 		give_up("this needs QEMU 10");
 	if (strcmp(info->target_name, "aarch64") || !info->system_emulation)
 		give_up("this is for qemu-system-aarch64");
+	out_open(NULL);
 	for (i = 0; i < argc; i++)
 		option(argv[i]);
 	if (!opt.nr_ram)

@@ -31,13 +31,12 @@ static unsigned long nr_reports;
 
 /* ---- output ------------------------------------------------------------ */
 
-static FILE *out_file(void)
-{
-	static FILE *out;
+static FILE *out;
 
-	if (!out)
-		out = opt.out ? fopen(opt.out, "w") : stderr;
-	return out ? out : stderr;
+bool out_open(const char *file)
+{
+	out = file ? fopen(file, "w") : stderr;
+	return out;
 }
 
 void out_line(const char *fmt, ...)
@@ -45,11 +44,11 @@ void out_line(const char *fmt, ...)
 	va_list args;
 
 	va_start(args, fmt);
-	fputs("tlbsim: ", out_file());
-	vfprintf(out_file(), fmt, args);
-	fputc('\n', out_file());
+	fputs("tlbsim: ", out);
+	vfprintf(out, fmt, args);
+	fputc('\n', out);
 	va_end(args);
-	fflush(out_file());
+	fflush(out);
 }
 
 void give_up(const char *fmt, ...)

@@ -46,7 +46,6 @@ struct options {
 	const char *ram[4];		/* files, one after the other from ram_base */
 	unsigned int nr_ram;
 	const char *symbols;
-	const char *out;
 	u64 ram_base;
 	unsigned int entries, ways;	/* of a TLB; ways == 0: fully associative */
 	u64 seed;
@@ -132,6 +131,7 @@ struct walk_entry {
 struct tlbi {
 	u64 va, size;			/* size 0: all addresses */
 	unsigned int asid;
+	unsigned int level;		/* of the leaf, if the TTL hint says so; else 0 */
 	bool any_asid, last_level, local, kernel;
 	u64 after;			/* covers what this vCPU wrote before */
 	u64 issued;
@@ -263,6 +263,7 @@ struct finding {
 
 extern u64 disagreements, raced, served_stale;
 
+bool out_open(const char *file);
 bool symbols_load(const char *file);
 void symbols_slide(u64 vectors);
 void report(const struct finding *f, const struct actor *by);

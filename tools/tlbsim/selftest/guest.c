@@ -205,6 +205,23 @@ static void bbm(void)
 	dsb();
 	set(pte(va) + 5, page(20) | DATA);
 
+	va = mapped(14);
+	set(pte(va), 0);
+	dsb();
+	/* fault: the hint says level 2 */
+	asm volatile("tlbi vae1is, %0" :: "r"(va >> 12 | 1ULL << 48 | 6ULL << 44) : "memory");
+	dsb();
+	set(pte(va), page(1) | DATA);
+	flush(va);
+
+	va = mapped(15);
+	set(pte(va), 0);
+	dsb();
+	/* twin: level 3 */
+	asm volatile("tlbi vae1is, %0" :: "r"(va >> 12 | 1ULL << 48 | 7ULL << 44) : "memory");
+	dsb();
+	set(pte(va), page(1) | DATA);
+
 	va = mapped(12);				/* twin: more permission, access flag */
 	set(pte(va), page(0) | DATA | RDONLY);
 	flush(va);
