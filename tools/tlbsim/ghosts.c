@@ -198,6 +198,22 @@ static const char *conflict(const struct ghost *g, const struct newcomer *n, boo
 	return NULL;
 }
 
+/* What was cleared is there again: only a permission may be gone, or nothing. */
+static void came_back(struct ghost *g, const struct newcomer *n)
+{
+	enum change change;
+
+	if (g->kind != GHOST_LEAF || g->va != n->own_va || g->level != n->level)
+		return;
+	change = compare_leaf(g->desc, n->desc);
+	if (change == TIGHTENED) {
+		count_frames(g, -1);
+		g->kind = GHOST_PERM;
+	} else if (change != DIFFERENT) {
+		ghost_drop(g);
+	}
+}
+
 /* "Yet": another thread fills what one has cleared and is about to have invalidated. */
 static bool check_one(struct ghost *g, void *data)
 {
@@ -209,8 +225,10 @@ static bool check_one(struct ghost *g, void *data)
 		.what = g->reported ? NULL : conflict(g, n, yet),
 	};
 
-	if (!f.what)
+	if (!f.what) {
+		came_back(g, n);
 		return false;
+	}
 	g->reported = true;
 	report(&f, n->by);
 	return true;

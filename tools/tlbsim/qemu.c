@@ -346,7 +346,7 @@ static void translation_changed(unsigned int cpu)
 		/* As Linux has it: stacks of 16K, or of a page if that is more */
 		if (!opt.stack_shift && which)
 			opt.stack_shift = v->regime[1].shift > 14 ? v->regime[1].shift : 14;
-		space_load(cpu, which, v->ttbr[which] & ADDR_MASK & ~1ULL, v->asid);
+		space_load(cpu, which, v->ttbr[which] & ROOT_MASK, v->asid);
 	}
 	qemu_plugin_u64_set(fetch_page, cpu, 0);
 }
@@ -359,7 +359,6 @@ static void on_sysreg(unsigned int cpu, enum sysreg reg, u64 value)
 	switch (reg) {
 	case TTBR0:
 	case TTBR1:
-		/* bit 0 is CnP; the lowest bits of a root are 0 */
 		v->ttbr[reg == TTBR1] = value;
 		break;
 	case TCR:

@@ -124,10 +124,8 @@ static u64 table_pa(const struct regime *r, u64 desc)
 	return desc & ADDR_MASK & ~((1ULL << r->shift) - 1);
 }
 
-enum change { SAME, RELAXED, TIGHTENED, DIFFERENT };
-
 /* What becomes of a leaf entry; the access flag makes no difference */
-static enum change compare(u64 old, u64 new)
+enum change compare_leaf(u64 old, u64 new)
 {
 	const u64 gives = DESC_USER, takes = DESC_RDONLY | DESC_PXN | DESC_UXN;
 
@@ -380,7 +378,7 @@ static void entry_changed(struct table *t, unsigned int i, u64 new, const struct
 	} else if (was && now_table) {
 		what = "a table for a block";
 	} else if (was && is_leaf(t->level, new)) {
-		switch (compare(old, new)) {
+		switch (compare_leaf(old, new)) {
 		case TIGHTENED:
 			ghost_add(s, GHOST_PERM, va, size, old_cover, t->level, old, by);
 			goto out;

@@ -201,7 +201,7 @@ struct tlb_entry *tlb_access(struct vcpu *v, enum side side, enum el el, u64 va,
 	}
 	if (!s || !s->table) {
 		/* It was empty when it was loaded, or its page had another owner. */
-		s = space_load(by->cpu, kernel, v->ttbr[kernel] & ADDR_MASK & ~1ULL, v->asid);
+		s = space_load(by->cpu, kernel, v->ttbr[kernel] & ROOT_MASK, v->asid);
 		if (!s)
 			return NULL;
 	}

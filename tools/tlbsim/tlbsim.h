@@ -39,6 +39,7 @@ typedef uint8_t u8;
 #define DESC_PXN	(1ULL << 53)
 #define DESC_UXN	(1ULL << 54)
 #define ADDR_MASK	0x0000fffffffff000ULL
+#define ROOT_MASK	0x0000fffffffffff0ULL	/* of a TTBR: small roots share a page */
 
 /* ---- what is known of the guest ---------------------------------------- */
 
@@ -230,6 +231,9 @@ bool regime_of(u64 tcr, unsigned int which, struct regime *r);
 u64 level_size(const struct regime *r, unsigned int level);
 u64 cont_size(const struct regime *r, unsigned int level);
 bool is_leaf(unsigned int level, u64 desc);
+enum change { SAME, RELAXED, TIGHTENED, DIFFERENT };
+
+enum change compare_leaf(u64 old, u64 new);
 u64 leaf_oa(const struct regime *r, unsigned int level, u64 desc);
 struct space *space_load(unsigned int cpu, unsigned int which, u64 root, unsigned int asid);
 void spaces_may_forget(unsigned int cpu, unsigned int asid, bool any_asid, bool local);

@@ -333,6 +333,14 @@ static void stale(void)
 	flush(va);
 	go_to_el0();					/* twin */
 
+	va += 0x10000;
+	set(pte(va), page(0) | DATA | RDONLY);
+	touch(va);
+	set(pte(va), 0);
+	set(pte(va), page(0) | DATA);			/* twin: back, with more permission */
+	go_to_el0();
+	flush(va);
+
 	va = BASE + 0x800000;
 	mid = &mid0[va >> 21 & 511];
 	set(mid, 0);
