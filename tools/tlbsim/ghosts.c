@@ -21,7 +21,7 @@ static u32 of_thread[THREADS];		/* user ghosts whose remover is still in the ker
 
 static unsigned int thread_slot(u64 thread)
 {
-	return thread % THREADS;
+	return thread / 64 % THREADS;
 }
 
 static struct ghost **bucket(u64 va)
@@ -413,15 +413,20 @@ static void complete(const struct tlbi *op, unsigned int cpu)
 		spaces_may_forget(cpu, op->asid, op->any_asid, op->local);
 }
 
-void dsb_done(unsigned int cpu, bool full)
+/* A DSB: what this vCPU wrote so far can be seen by walks. */
+void dsb_stores(unsigned int cpu)
+{
+	vcpus[cpu].last_dsb = __atomic_load_n(&model_time, __ATOMIC_RELAXED);
+}
+
+/* A DSB of loads and stores: and TLBIs of this vCPU are complete. */
+void dsb_completes(unsigned int cpu)
 {
 	struct vcpu *v = &vcpus[cpu];
 	unsigned int i;
 
-	if (full) {
-		for (i = 0; i < v->nr_pending; i++)
-			complete(&v->pending[i], cpu);
-		v->nr_pending = 0;
-	}
-	v->last_dsb = ++model_time;
+	for (i = 0; i < v->nr_pending; i++)
+		complete(&v->pending[i], cpu);
+	v->nr_pending = 0;
+	dsb_stores(cpu);
 }

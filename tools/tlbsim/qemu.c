@@ -108,10 +108,11 @@ u64 model_time;
 
 /* Guards the model; a vCPU alone looks into its own TLB. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct qemu_register *reg_x[31], *reg_sp, *reg_pc;
+static struct qemu_register *reg_x[31], *reg_pc;
 static __thread struct byte_array *reg_buf;
 static struct qemu_u64 fetch_page;
 static u64 spsr[MAX_CPUS];
+static u64 current[MAX_CPUS];		/* Linux has it in SP_EL0 while in the kernel */
 
 static u64 read_reg(struct qemu_register *reg)
 {
@@ -130,12 +131,9 @@ static u64 read_x(unsigned int nr)
 	return nr < 31 ? read_reg(reg_x[nr]) : 0;
 }
 
-/* A kernel thread is known by its stack. */
 static struct actor actor_here(unsigned int cpu, u64 pc)
 {
-	return (struct actor) {
-		.cpu = cpu, .pc = pc, .thread = (read_reg(reg_sp) - 1) >> opt.stack_shift,
-	};
+	return (struct actor) { .cpu = cpu, .pc = pc, .thread = current[cpu] };
 }
 
 /* ---- accesses ---------------------------------------------------------- */
@@ -282,7 +280,7 @@ enum action {
 	NOTHING, SYSREG, TLBI, DSB, ERET, ZERO, MARK, HYP,
 };
 
-enum sysreg { TTBR0, TTBR1, TCR, SCTLR, VBAR, SPSR };
+enum sysreg { TTBR0, TTBR1, TCR, SCTLR, VBAR, SPSR, SP_EL0 };
 
 /* What there is to know of an instruction when it runs, in the size of a pointer */
 struct insn {
@@ -297,6 +295,7 @@ static struct insn decode(u32 code, bool kernel)
 	} msr[] = {
 		{ 0xd5182000, TTBR0 }, { 0xd5182020, TTBR1 }, { 0xd5182040, TCR },
 		{ 0xd5181000, SCTLR }, { 0xd518c000, VBAR }, { 0xd5184000, SPSR },
+		{ 0xd5184100, SP_EL0 },
 	};
 	struct insn insn = { .rt = code & 31 };
 	unsigned int i;
@@ -343,9 +342,6 @@ static void translation_changed(unsigned int cpu)
 		/* TCR.EPD: no walks through this TTBR */
 		if (v->tcr >> (which ? 23 : 7) & 1 || !regime_of(v->tcr, which, &v->regime[which]))
 			v->regime[which].shift = 0;
-		/* As Linux has it: stacks of 16K, or of a page if that is more */
-		if (!opt.stack_shift && which)
-			opt.stack_shift = v->regime[1].shift > 14 ? v->regime[1].shift : 14;
 		space_load(cpu, which, v->ttbr[which] & ROOT_MASK, v->asid);
 	}
 	qemu_plugin_u64_set(fetch_page, cpu, 0);
@@ -374,6 +370,11 @@ static void on_sysreg(unsigned int cpu, enum sysreg reg, u64 value)
 		return;
 	case SPSR:
 		spsr[cpu] = value;
+		return;
+	case SP_EL0:
+		/* Before it goes back, a program's stack pointer */
+		if (value >> 55 & 1)
+			current[cpu] = value;
 		return;
 	}
 	translation_changed(cpu);
@@ -425,7 +426,7 @@ static void on_zero(unsigned int cpu, const struct actor *by, u64 va)
 	bool filled;
 	u64 pa;
 
-	if (va & 0xfff || !v->mmu)
+	if (!v->mmu)
 		return;
 	e = tlb_access(v, DATA, EL1, canonical(va), by, &filled);
 	if (!e)
@@ -438,13 +439,29 @@ static void on_zero(unsigned int cpu, const struct actor *by, u64 va)
 
 static void on_insn(unsigned int cpu, void *data)
 {
+	struct actor by;
 	struct insn insn;
-	u64 pc;
 
 	memcpy(&insn, &data, sizeof(insn));
-	pc = insn.pc | (insn.pc >> 48 ? 0xffffULL << 48 : 0);
+	by = actor_here(cpu, insn.pc | (insn.pc >> 48 ? 0xffffULL << 48 : 0));
+	/* What is frequent and concerns only this vCPU goes without the lock. */
 	if (insn.action == ERET && (!ghosts_outstanding() || spsr[cpu] & 15))
 		return;
+	if (insn.action == SYSREG && (insn.aux == SPSR || insn.aux == SP_EL0)) {
+		on_sysreg(cpu, insn.aux, read_x(insn.rt));
+		return;
+	}
+	if (insn.action == ZERO && read_x(insn.rt) & 0xfff)
+		return;
+	if (insn.action == DSB) {
+		vcpus[cpu].counts.dsb++;
+		/* bits 1 and 0: 1 loads, 2 stores, 3 both */
+		if ((insn.aux & 3) != 3 || !vcpus[cpu].nr_pending) {
+			if (insn.aux & 2)
+				dsb_stores(cpu);
+			return;
+		}
+	}
 	pthread_mutex_lock(&lock);
 	switch ((enum action)insn.action) {
 	case SYSREG:
@@ -454,23 +471,15 @@ static void on_insn(unsigned int cpu, void *data)
 		on_tlbi(cpu, insn.aux >> 3, insn.aux & 7, read_x(insn.rt));
 		break;
 	case DSB:
-		vcpus[cpu].counts.dsb++;
-		/* bits 1 and 0: 1 loads, 2 stores, 3 both */
-		if (insn.aux & 2)
-			dsb_done(cpu, (insn.aux & 3) == 3);
+		dsb_completes(cpu);
 		qemu_plugin_u64_set(fetch_page, cpu, 0);
 		break;
 	case ERET:
-		ghosts_thread_returns(&(struct actor) {
-			.cpu = cpu, .thread = (read_reg(reg_sp) - 1) >> opt.stack_shift,
-		});
+		ghosts_thread_returns(&by);
 		break;
-	case ZERO: {
-		struct actor by = actor_here(cpu, pc);
-
+	case ZERO:
 		on_zero(cpu, &by, read_x(insn.rt));
 		break;
-	}
 	case MARK:
 		if (!insn.aux)
 			count_begin(cpu);
@@ -512,7 +521,7 @@ static void translated(qemu_id id, struct qemu_tb *tb)
 		}
 		qemu_plugin_register_vcpu_mem_cb(q, on_load, QEMU_NO_REGS, QEMU_MEM_READ,
 						 (void *)pc);
-		qemu_plugin_register_vcpu_mem_cb(q, on_store, QEMU_READS_REGS, QEMU_MEM_WRITE,
+		qemu_plugin_register_vcpu_mem_cb(q, on_store, QEMU_NO_REGS, QEMU_MEM_WRITE,
 						 (void *)pc);
 	}
 }
@@ -529,12 +538,10 @@ static void vcpu_starts(qemu_id id, unsigned int cpu)
 
 		if (name[0] == 'x' && sscanf(name, "x%u", &nr) == 1 && nr < 31)
 			reg_x[nr] = regs->data[i].handle;
-		else if (!strcmp(name, "sp"))
-			reg_sp = regs->data[i].handle;
 		else if (!strcmp(name, "pc"))
 			reg_pc = regs->data[i].handle;
 	}
-	if (!reg_sp || !reg_pc || !reg_x[30])
+	if (!reg_pc || !reg_x[30])
 		give_up("this QEMU does not show the registers that are needed");
 }
 
@@ -583,9 +590,6 @@ static void option(const char *arg)
 		opt.ways = value;
 	} else if (number(arg, "seed", &value)) {
 		opt.seed = value;
-	} else if (number(arg, "stack", &value)) {
-		for (opt.stack_shift = 0; value > 1; value /= 2)
-			opt.stack_shift++;
 	} else {
 		give_up("unknown option '%s'", arg);
 	}

@@ -50,7 +50,6 @@ struct options {
 	u64 ram_base;
 	unsigned int entries, ways;	/* of a TLB; ways == 0: fully associative */
 	u64 seed;
-	unsigned int stack_shift;	/* of the guest's kernel stacks; 0: as Linux has them */
 
 };
 
@@ -179,7 +178,7 @@ extern u64 model_time;			/* counts changes of tables, and TLBIs */
 struct actor {
 	unsigned int cpu;
 	u64 pc;
-	u64 thread;			/* the page of its kernel stack */
+	u64 thread;			/* its task, as Linux names it */
 };
 
 /* ---- ghosts ------------------------------------------------------------ */
@@ -212,7 +211,8 @@ void ghosts_of_frame_reused(struct frame *f, u64 pa, const char *how, const stru
 void ghosts_of_walker_written(struct frame *f, u64 pa, u64 value, const struct actor *by);
 void ghosts_thread_returns(const struct actor *by);
 void tlbi_issue(unsigned int cpu, const struct tlbi *op);
-void dsb_done(unsigned int cpu, bool full);
+void dsb_stores(unsigned int cpu);
+void dsb_completes(unsigned int cpu);
 bool ghosts_outstanding(void);
 
 /* ---- tables ------------------------------------------------------------ */
