@@ -16,7 +16,7 @@
 #define THREADS		4096
 
 static struct ghost *hash[HASH_SIZE], *big;
-static unsigned long nr_user;
+static unsigned long nr_user, nr_reused;
 static u32 of_thread[THREADS];		/* user ghosts whose remover is still in the kernel */
 
 static unsigned int thread_slot(u64 thread)
@@ -32,7 +32,8 @@ static struct ghost **bucket(u64 va)
 
 bool ghosts_outstanding(void)
 {
-	return __atomic_load_n(&nr_user, __ATOMIC_RELAXED);
+	return __atomic_load_n(&nr_user, __ATOMIC_RELAXED) ||
+		__atomic_load_n(&nr_reused, __ATOMIC_RELAXED);
 }
 
 static bool counts_for_thread(const struct ghost *g)
@@ -117,6 +118,7 @@ static void ghost_returned(struct ghost *g)
 void ghost_drop(struct ghost *g)
 {
 	ghost_returned(g);
+	nr_reused -= !!g->reuse;
 	count_frames(g, -1);
 	*g->pprev = g->next;
 	if (g->next)
@@ -260,10 +262,32 @@ static bool still_mapped(const struct ghost *g)
 	return w.valid;
 }
 
+static void report_reuse(struct ghost *g)
+{
+	struct finding f = {
+		.kind = "LEAK", .what = g->reuse, .va = g->va, .asid = g->space->asid,
+		.old = g->desc, .new = g->reuse_pa, .writer = writer_of(&g->by),
+	};
+
+	g->reported = true;
+	report(&f, &g->reuse_by);
+}
+
+static bool program_runs(const struct ghost *g)
+{
+	unsigned int cpu;
+
+	for (cpu = 0; cpu < nr_cpus; cpu++)
+		if (g->cpus >> cpu & 1 && vcpus[cpu].el0 && vcpus[cpu].space[0] == g->space)
+			return true;
+	return false;
+}
+
 /*
- * A page is cleared, or becomes a table, while a TLB may lead there.  Kernels free
- * what vunmap() unmaps before they flush it, all at once and later: so a kernel
- * address counts only if it is in use again.
+ * A page is cleared, or becomes a table, while a TLB may lead there.  A kernel that
+ * takes a whole address space down frees pages before it flushes, once no program
+ * can run in it: so it counts when one runs, now or later.  It frees what vunmap()
+ * unmaps long before it flushes: so a kernel address counts if it is in use again.
  */
 void ghosts_of_frame_reused(struct frame *f, u64 pa, const char *how, const struct actor *by)
 {
@@ -272,19 +296,26 @@ void ghosts_of_frame_reused(struct frame *f, u64 pa, const char *how, const stru
 
 	for (s = spaces(); s && f->ghosts; s = s->next) {
 		for (g = s->ghosts; g; g = g->next) {
-			struct finding find = {
-				.kind = "LEAK", .what = how, .va = g->va, .asid = s->asid,
-				.old = g->desc, .new = pa, .writer = writer_of(&g->by),
-			};
-
 			if (g->kind != GHOST_LEAF || g->reported || pa - g->oa >= g->size)
 				continue;
-			if (s->kernel && !still_mapped(g))
-				continue;
-			g->reported = true;
-			report(&find, by);
+			nr_reused += !g->reuse;
+			g->reuse = how;
+			g->reuse_pa = pa;
+			g->reuse_by = *by;
+			if (s->kernel ? still_mapped(g) : program_runs(g))
+				report_reuse(g);
 		}
 	}
+}
+
+void ghosts_program_runs(unsigned int cpu)
+{
+	struct space *s = vcpus[cpu].space[0];
+	struct ghost *g;
+
+	for (g = s && nr_reused ? s->ghosts : NULL; g; g = g->next)
+		if (g->reuse && !g->reported && g->cpus >> cpu & 1)
+			report_reuse(g);
 }
 
 /* A page that was a table is written while a walk cache may lead there. */

@@ -270,6 +270,7 @@ static void on_fetch(unsigned int cpu, void *data)
 		return;
 	/* A TB is shared by all addresses that its page is mapped at: ask for this one. */
 	pc = canonical(read_reg(reg_pc));
+	v->el0 = !(pc >> 55 & 1);
 	look_up(v, INSN, pc, cpu, pc, &filled);
 	qemu_plugin_u64_set(fetch_page, cpu, (u64)data);
 }
@@ -475,6 +476,7 @@ static void on_insn(unsigned int cpu, void *data)
 		qemu_plugin_u64_set(fetch_page, cpu, 0);
 		break;
 	case ERET:
+		ghosts_program_runs(cpu);
 		ghosts_thread_returns(&by);
 		break;
 	case ZERO:

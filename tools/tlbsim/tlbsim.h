@@ -153,6 +153,7 @@ enum tlbi_kind { TLBI_VA, TLBI_VA_LAST, TLBI_RANGE, TLBI_ASID, TLBI_ALL, TLBI_LO
 
 struct vcpu {
 	bool mmu;
+	bool el0;			/* runs a program */
 	u64 ttbr[2], tcr;
 	unsigned int asid;
 	struct regime regime[2];
@@ -197,6 +198,9 @@ struct ghost {
 	struct actor by;		/* who removed it */
 	bool returned;			/* that thread has gone back to EL0 since */
 	bool reported;
+	const char *reuse;		/* what became of its page, where, and by whom */
+	u64 reuse_pa;
+	struct actor reuse_by;
 	struct space *space;
 	struct ghost *next, **pprev;	/* of the space */
 	struct ghost *hash_next, **hash_pprev;
@@ -210,6 +214,7 @@ void ghosts_check_new(struct space *space, u64 va, u64 size, unsigned int level,
 void ghosts_of_frame_reused(struct frame *f, u64 pa, const char *how, const struct actor *by);
 void ghosts_of_walker_written(struct frame *f, u64 pa, u64 value, const struct actor *by);
 void ghosts_thread_returns(const struct actor *by);
+void ghosts_program_runs(unsigned int cpu);
 void tlbi_issue(unsigned int cpu, const struct tlbi *op);
 void dsb_stores(unsigned int cpu);
 void dsb_completes(unsigned int cpu);

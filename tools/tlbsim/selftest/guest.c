@@ -382,6 +382,7 @@ static void leak(void)
 	touch(va);
 	set(pte(va), 0);
 	clear_page(40);					/* fault */
+	go_to_el0();
 	flush(va);
 	clear_page(40);					/* twin */
 
@@ -391,7 +392,17 @@ static void leak(void)
 	set(pte(va), 0);
 	set(mid, page(41) | TABLE);			/* fault */
 	set(mid, 0);
+	flush(BASE + 0x2000000);
+	go_to_el0();
 	flush_all();
+
+	va += 0x10000;
+	set(pte(va), page(42) | DATA);
+	touch(va);
+	set(pte(va), 0);
+	clear_page(42);					/* twin: no program runs before the flush */
+	flush(va);
+	go_to_el0();
 }
 
 /* ---- counts ------------------------------------------------------------ */
