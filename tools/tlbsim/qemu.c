@@ -345,6 +345,8 @@ static void translation_changed(unsigned int cpu)
 			v->regime[which].shift = 0;
 		space_load(cpu, which, v->ttbr[which] & ROOT_MASK, v->asid);
 	}
+	if (v->space[0])
+		v->asid = v->space[0]->asid;
 	qemu_plugin_u64_set(fetch_page, cpu, 0);
 }
 

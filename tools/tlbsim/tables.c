@@ -502,7 +502,12 @@ struct space *space_load(unsigned int cpu, unsigned int which, u64 root, unsigne
 	struct space *s, *old = v->space[which], *found = NULL;
 	static unsigned int switches;
 
-	if (old && old->root == root && (which || old->asid == asid) && old->table)
+	/*
+	 * A kernel that is not mapped at EL0 (KPTI) has a pair of ASIDs for each address
+	 * space, and goes from one to the other without a new root: that of the kernel
+	 * stands for both.
+	 */
+	if (old && old->root == root && (which || (old->asid ^ asid) <= 1) && old->table)
 		return old;
 	if (old) {
 		old->loaded &= ~(1U << cpu);
