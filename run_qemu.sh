@@ -24,7 +24,9 @@
 #   --cpu MODEL         QEMU's -cpu (max)
 #   --smp N             CPUs (4)
 #   --mem SIZE          memory (2G; 4G with 16k pages, 6G with 64k)
-#   --timeout S         seconds a pass may take (600; 2400 with --kernel-tests)
+#   --tlbsim            under the TLB simulator (tools/tlbsim): what it reports, and
+#                       tools/tlbsim/known does not explain, is a failure
+#   --timeout S         seconds a pass may take (600; 2400 with --kernel-tests or --tlbsim)
 #   --append "..."      more kernel parameters
 #   --shell             a shell in the guest instead of the tests
 #   --gdb               wait for gdb on port 1234, in a kernel with debug info
@@ -38,10 +40,10 @@
 
 base=6.1 kernel='' unpatched='' pages=4k fragments=()
 names='' list='' kernel_tests='' repeat=1
-cpu=max smp=4 mem='' timeout='' append='' shell='' gdb='' out=''
+cpu=max smp=4 mem='' timeout='' append='' shell='' gdb='' tlbsim='' out=''
 while [ $# -gt 0 ]; do
 	case $1 in
-	--unpatched | --list | --kernel-tests | --shell | --gdb)
+	--unpatched | --list | --kernel-tests | --shell | --gdb | --tlbsim)
 		option=${1#--}
 		printf -v "${option//-/_}" 1
 		;;
@@ -75,7 +77,7 @@ for number in repeat smp timeout; do
 done
 [[ $mem =~ ^[1-9][0-9]*[MG]?$ ]] || die "--mem takes megabytes, or a number with G, not '$mem'"
 for f in "${fragments[@]}"; do [ -f "$f" ] || die "no such config fragment: $f"; done
-timeout=$((${timeout:-$((kernel_tests ? 2400 : 600))} * repeat))
+timeout=$((${timeout:-$((kernel_tests || tlbsim ? 2400 : 600))} * repeat))
 series=$(series_file "$base")
 [ -z "$kernel" ] || check_tree "$kernel" "$base"
 
@@ -143,7 +145,7 @@ obj=$BUILD/kernel/$name
 image=$("$TOP/scripts/build" "$tree" "$obj")
 
 # 4. Guest
-out=${out:-$BUILD/out/$name}
+out=${out:-$BUILD/out/$name${tlbsim:+-tlbsim}}
 mkdir -p "$out" || die "cannot create $out"
 out=$(cd "$out" && pwd -P)
 "$TOP/scripts/initramfs" ${shell:+--shell} --repeat "$repeat" --tests "$names" "$out" "$userland" "${installs[@]}"
@@ -161,7 +163,7 @@ out=$(cd "$out" && pwd -P)
 } >"$out/info"
 say "ready: $((SECONDS - begin)) s"
 
-boot=("$TOP/scripts/boot" --cpu "$cpu" --smp "$smp" --mem "$mem" --timeout "$timeout" --append "$append" ${gdb:+--gdb} ${shell:+--shell} "$image" "$out")
+boot=("$TOP/scripts/boot" --cpu "$cpu" --smp "$smp" --mem "$mem" --timeout "$timeout" --append "$append" ${gdb:+--gdb} ${tlbsim:+--tlbsim} ${shell:+--shell} "$image" "$out")
 if [ -n "$shell" ]; then
 	flock -u 9
 	exec "${boot[@]}"
