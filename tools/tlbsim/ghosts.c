@@ -115,7 +115,7 @@ static void ghost_returned(struct ghost *g)
 	g->returned = true;
 }
 
-void ghost_drop(struct ghost *g)
+static void ghost_drop(struct ghost *g)
 {
 	ghost_returned(g);
 	nr_reused -= !!g->reuse;
@@ -130,9 +130,11 @@ void ghost_drop(struct ghost *g)
 	free(g);
 }
 
+/* Ends the search if it returns true. */
+typedef bool (*overlap_fn)(struct ghost *g, void *data);
+
 /* Call FN for the ghosts that have to do with these addresses. */
-static void for_each_overlap(struct space *s, u64 va, u64 size,
-			     bool (*fn)(struct ghost *g, void *data), void *data)
+static void for_each_overlap(struct space *s, u64 va, u64 size, overlap_fn fn, void *data)
 {
 	struct ghost *g, *next, **head, **last;
 

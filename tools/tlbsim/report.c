@@ -181,7 +181,7 @@ void summary(void)
 				 k->kind, k->what, symbol(k->pc, here, sizeof(here)),
 				 symbol(k->writer, there, sizeof(there)));
 	}
-	out_line("%lu reports, %u different, %" PRIu64 " accesses checked, "
-		 "%" PRIu64 " by entries changed since, %" PRIu64 " disagreements with QEMU, "
-		 "%" PRIu64 " raced", nr_reports, different, accesses, served_stale, disagreements, raced);
+	out_line("%lu reports, %u different, %" PRIu64 " accesses checked, %" PRIu64
+		 " by entries changed since, %" PRIu64 " disagreements with QEMU, %" PRIu64
+		 " raced", nr_reports, different, accesses, served_stale, disagreements, raced);
 }

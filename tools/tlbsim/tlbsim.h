@@ -22,7 +22,6 @@
 
 typedef uint64_t u64;
 typedef uint32_t u32;
-typedef uint16_t u16;
 typedef uint8_t u8;
 
 /* ---- descriptors ------------------------------------------------------- */
@@ -208,7 +207,6 @@ struct ghost {
 
 void ghost_add(struct space *space, enum ghost_kind kind, u64 va, u64 size, u64 cover,
 	       unsigned int level, u64 desc, const struct actor *by);
-void ghost_drop(struct ghost *g);
 void ghosts_check_new(struct space *space, u64 va, u64 size, unsigned int level, u64 desc,
 		      const struct actor *by);
 void ghosts_of_frame_reused(struct frame *f, u64 pa, const char *how, const struct actor *by);

@@ -347,7 +347,7 @@ static void stale(void)
 	dsb();
 	tlbi_last(va);
 	dsb();
-	go_to_el0();					/* fault: the table is gone, walk caches are not */
+	go_to_el0();					/* fault: the table is gone, not for walks */
 	flush(va);
 	set(mid, pa(leaf[4]) | TABLE);
 
