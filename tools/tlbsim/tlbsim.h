@@ -49,7 +49,6 @@ struct options {
 	u64 ram_base;
 	unsigned int entries, ways;	/* of a TLB; ways == 0: fully associative */
 	u64 seed;
-
 };
 
 extern struct options opt;
