@@ -418,6 +418,8 @@ static void on_tlbi(unsigned int cpu, unsigned int crm, unsigned int op2, u64 x)
 	c->tlbi[kind]++;
 	if (op.local)
 		c->tlbi[TLBI_LOCAL]++;
+	if (op.kernel && op.size)
+		tables_catch_up(op.va);
 	tlbi_issue(cpu, &op);
 }
 

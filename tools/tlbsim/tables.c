@@ -493,6 +493,34 @@ void table_walk(struct space *s, u64 va, struct walk *w)
 	}
 }
 
+/*
+ * A store of another vCPU may be in memory before QEMU has told of it.  Who has read
+ * it there, and invalidates the kernel's address because of it, finds it known.
+ */
+void tables_catch_up(u64 va)
+{
+	static const struct actor somebody = { .cpu = MAX_CPUS };
+	struct space *s;
+	struct walk w;
+
+	for (s = space_list; s; s = s->next) {
+		unsigned int i;
+		u64 now;
+
+		if (!s->kernel || !s->table)
+			continue;
+		table_walk(s, va, &w);
+		if (!w.table)
+			continue;
+		i = (w.va - w.table->va) / w.size;
+		now = read_desc(w.table->pa + 8 * i);
+		if (w.table->desc[i] != now) {
+			model_time++;
+			entry_changed(w.table, i, now, &somebody);
+		}
+	}
+}
+
 /* ---- who runs what ----------------------------------------------------- */
 
 /* A vCPU has this root in a TTBR now.  NULL if nothing is in it. */

@@ -242,6 +242,7 @@ void spaces_may_forget(unsigned int cpu, unsigned int asid, bool any_asid, bool 
 struct space *spaces(void);
 void table_store(u64 pa, unsigned int bytes, const struct actor *by);
 void table_walk(struct space *space, u64 va, struct walk *w);
+void tables_catch_up(u64 va);
 void block_check_permissions(struct space *s, u64 va, const struct actor *by);
 
 /* ---- TLBs -------------------------------------------------------------- */
