@@ -584,6 +584,7 @@ static void run_round(struct __test_metadata *_metadata, struct stress *s,
 	for (i = 0; i < NR_THREADS; i++)
 		ASSERT_EQ(0, pthread_join(threads[i].tid, NULL));
 	ASSERT_FALSE(s->failed);
+	ASSERT_TRUE(cont_rules_hold());
 }
 
 static void run_stress(struct __test_metadata *_metadata, struct stress *s,

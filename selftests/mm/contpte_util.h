@@ -314,6 +314,19 @@ static inline bool cont_supported(void)
 	       vma.bytes >= 0;
 }
 
+/*
+ * The kernel's own check (CONFIG_DEBUG_ARM64_CONTPTE) of all memory of this
+ * process.  False if it found a block that breaks a rule, and told the console.
+ */
+static inline bool cont_rules_hold(void)
+{
+	char pid[16];
+
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	return cont_write_str("/sys/kernel/debug/contpte_check", pid) ||
+	       errno != EUCLEAN;
+}
+
 #define CONT_NO_SUPPORT	"kernel has no contpte (no ContPteMapped in smaps)"
 
 /* ---- physical pages --------------------------------------------------- */

@@ -181,6 +181,8 @@ static inline void race_run(struct race *race, struct race_thread *t,
 	for (i = 0; i < nr; i++)
 		pthread_join(t[i].tid, NULL);
 	pthread_barrier_destroy(&race->start);
+	if (!cont_rules_hold())
+		race_fail(race, "a block breaks a rule, see the kernel's log");
 }
 
 /* Report the case that race_run() has run. */
