@@ -13,56 +13,39 @@
  * folio is written through one entry only, since reclaim spreads the dirty bit
  * of one page over the folio.
  */
-#include "contpte_util.h"
+#include "contpte_harness.h"
 #include <sched.h>
-#include <sys/wait.h>
-
-#include "../kselftest_harness.h"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ	22
 #endif
-
-#define TIMEOUT		240
 
 /* More entries than this are sampled, the first and the last among them. */
 #define MAX_ENTRIES	16
 /* The same where a sample costs a huge page of more than a few megabytes. */
 #define FEW_ENTRIES	4
 
-static unsigned int sample(struct cont_map *m, unsigned int max, unsigned int *ent)
+/* Some pages of block 1, or all: their numbers in the window, and how many. */
+static unsigned int sample(struct cont_map *m, unsigned int max, unsigned int *page)
 {
 	__u64 state = m->seed;
 	unsigned int i;
 
 	if (m->bpages <= max) {
 		for (i = 0; i < m->bpages; i++)
-			ent[i] = i;
+			page[i] = m->bpages + i;
 		return m->bpages;
 	}
-	ent[0] = 0;
-	ent[1] = m->bpages - 1;
+	page[0] = m->bpages;
+	page[1] = 2 * m->bpages - 1;
 	for (i = 2; i < max; i++)
-		ent[i] = 1 + cont_rand(&state) % (m->bpages - 2);
+		page[i] = m->bpages + 1 + cont_rand(&state) % (m->bpages - 2);
 	return max;
-}
-
-static char *page_at(const struct cont_map *m, unsigned int i)
-{
-	return m->addr + i * m->page;
 }
 
 static bool forget_accesses(void)
 {
 	return cont_write_str("/proc/self/clear_refs", "1");
-}
-
-static bool wait_ok(pid_t pid)
-{
-	int status;
-
-	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
-	       !WEXITSTATUS(status);
 }
 
 /*
@@ -76,7 +59,7 @@ static bool flush_tlb(void)
 
 	if (!pid)
 		_exit(0);
-	return pid > 0 && wait_ok(pid);
+	return !cont_wait(pid);
 }
 
 static long smaps_dirty(const void *addr, size_t len)
@@ -109,11 +92,21 @@ static bool use_page(const struct cont_map *m, unsigned int i)
 	if (m->src == CONT_XFS_EXEC) {
 		unsigned int (*code)(long unused);
 
-		code = (void *)page_at(m, i);
+		code = (void *)cont_page_at(m, i);
 		return code(0) == (cont_index(m, i) & 0xffff);
 	}
 #endif
-	cont_touch(page_at(m, i), m->page);
+	cont_touch(cont_page_at(m, i), m->page);
+	return true;
+}
+
+/* A window that is folded from end to end. */
+static bool make_folded(struct __test_metadata *_metadata, struct cont_map *m,
+			enum cont_source src, unsigned int nr_blocks)
+{
+	if (!cont_setup(_metadata, m, src, nr_blocks, 0, 0))
+		return false;
+	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
 	return true;
 }
 
@@ -124,10 +117,10 @@ static bool use_page(const struct cont_map *m, unsigned int i)
 
 FIXTURE(access)
 {
-	struct cont_map m;
+	struct cont_map map;
 	char *mid;		/* the block in the middle, a VMA of its own */
 	unsigned int nr;
-	unsigned int ent[MAX_ENTRIES];
+	unsigned int page[MAX_ENTRIES];
 };
 
 FIXTURE_VARIANT(access)
@@ -135,49 +128,26 @@ FIXTURE_VARIANT(access)
 	enum cont_source src;
 };
 
-FIXTURE_VARIANT_ADD(access, anon)
-{
-	.src = CONT_ANON,
-};
-
-FIXTURE_VARIANT_ADD(access, shmem)
-{
-	.src = CONT_SHMEM,
-};
-
-FIXTURE_VARIANT_ADD(access, xfs)
-{
-	.src = CONT_XFS,
-};
-
-FIXTURE_VARIANT_ADD(access, xfs_exec)
-{
-	.src = CONT_XFS_EXEC,
-};
+FIXTURE_VARIANT_ADD(access, anon) { .src = CONT_ANON };
+FIXTURE_VARIANT_ADD(access, shmem) { .src = CONT_SHMEM };
+FIXTURE_VARIANT_ADD(access, xfs) { .src = CONT_XFS };
+FIXTURE_VARIANT_ADD(access, xfs_exec) { .src = CONT_XFS_EXEC };
 
 FIXTURE_SETUP(access)
 {
-	struct cont_map *m = &self->m;
-	int ret;
+	struct cont_map *m = &self->map;
 
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
-	ret = cont_map_make(m, variant->src, ACCESS_BLOCKS);
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return, "%s", m->why);
-	ASSERT_EQ(0, ret)
-		TH_LOG("%s", m->why);
-	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+	if (!make_folded(_metadata, m, variant->src, ACCESS_BLOCKS))
+		return;
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_DONTFORK));
 	self->mid = m->addr + m->block;
 	ASSERT_EQ(0, madvise(self->mid, m->block, MADV_DONTDUMP));
-	self->nr = sample(m, MAX_ENTRIES, self->ent);
+	self->nr = sample(m, MAX_ENTRIES, self->page);
 }
 
 FIXTURE_TEARDOWN(access)
 {
-	if (self->m.addr)
-		cont_map_free(&self->m);
+	cont_map_free(&self->map);
 }
 
 /*
@@ -200,111 +170,96 @@ static bool unreferenced(struct cont_map *m)
 	return false;
 }
 
-TEST_F_TIMEOUT(access, clear_refs_reaches_every_entry, TIMEOUT)
+/* Use one page, and no other since. */
+static void use_alone(struct __test_metadata *_metadata, struct cont_map *m,
+		      unsigned int page)
 {
-	struct cont_map *m = &self->m;
+	ASSERT_TRUE(unreferenced(m));
+	ASSERT_TRUE(use_page(m, page));
+}
 
-	if (!m->addr)
-		return;
+/* The block in the middle is referenced, and no other is. */
+static bool only_mid_referenced(struct __test_metadata *_metadata, struct cont_map *m)
+{
+	char *mid = m->addr + m->block;
+
+	ASSERT_LT(0, cont_smaps(mid, m->block, "Referenced:"));
+	return !cont_smaps(m->addr, m->block, "Referenced:") &&
+	       !cont_smaps(mid + m->block, m->block, "Referenced:");
+}
+
+CONT_TEST_F(access, clear_refs_reaches_every_entry)
+{
 	cont_touch(m->addr, m->len);
 	ASSERT_EQ((long)m->len, cont_smaps(m->addr, m->len, "Referenced:"));
 	EXPECT_TRUE(unreferenced(m));
 }
 
-TEST_F_TIMEOUT(access, clear_refs_does_not_unfold, TIMEOUT)
+CONT_TEST_F(access, clear_refs_does_not_unfold)
 {
-	struct cont_map *m = &self->m;
-
-	if (!m->addr)
-		return;
 	ASSERT_TRUE(forget_accesses());
 	EXPECT_EQ((long)m->len, cont_mapped(m->addr, m->len));
 	EXPECT_EQ(0U, cont_bad(m, 0, m->nr_pages, 0));
 }
 
-TEST_F_TIMEOUT(access, any_entry_references_its_block, TIMEOUT)
+CONT_TEST_F(access, any_entry_references_its_block)
 {
-	struct cont_map *m = &self->m;
-	unsigned int n, i;
+	unsigned int n;
 
-	if (!m->addr)
-		return;
 	for (n = 0; n < self->nr; n++) {
-		i = m->bpages + self->ent[n];
-		ASSERT_TRUE(unreferenced(m));
-		ASSERT_TRUE(use_page(m, i));
+		use_alone(_metadata, m, self->page[n]);
 		EXPECT_EQ((long)m->block,
 			  cont_smaps(self->mid, m->block, "Referenced:"))
-			TH_LOG("used entry %u", self->ent[n]);
+			TH_LOG("used page %u", self->page[n]);
 	}
 }
 
-TEST_F_TIMEOUT(access, no_entry_references_other_blocks, TIMEOUT)
+CONT_TEST_F(access, no_entry_references_other_blocks)
 {
-	struct cont_map *m = &self->m;
 	unsigned int n, tries;
-	char *last;
 
-	if (!m->addr)
-		return;
-	last = self->mid + m->block;
 	for (n = 0; n < self->nr; n++) {
 		for (tries = 0; tries < TRIES; tries++) {
-			ASSERT_TRUE(unreferenced(m));
-			ASSERT_TRUE(use_page(m, m->bpages + self->ent[n]));
-			ASSERT_LT(0, cont_smaps(self->mid, m->block, "Referenced:"));
-			if (!cont_smaps(m->addr, m->block, "Referenced:") &&
-			    !cont_smaps(last, m->block, "Referenced:"))
+			use_alone(_metadata, m, self->page[n]);
+			if (only_mid_referenced(_metadata, m))
 				break;
 		}
 		EXPECT_GT(TRIES, tries)
-			TH_LOG("used entry %u", self->ent[n]);
+			TH_LOG("used page %u", self->page[n]);
 	}
 }
 
-TEST_F_TIMEOUT(access, use_does_not_unfold, TIMEOUT)
+CONT_TEST_F(access, use_does_not_unfold)
 {
-	struct cont_map *m = &self->m;
 	unsigned int n;
 
-	if (!m->addr)
-		return;
 	for (n = 0; n < self->nr; n++) {
-		ASSERT_TRUE(unreferenced(m));
-		ASSERT_TRUE(use_page(m, m->bpages + self->ent[n]));
+		use_alone(_metadata, m, self->page[n]);
 		EXPECT_EQ((long)m->len, cont_mapped(m->addr, m->len))
-			TH_LOG("used entry %u", self->ent[n]);
+			TH_LOG("used page %u", self->page[n]);
 	}
 }
 
 /* The first operation on another page of the block takes it apart. */
-TEST_F_TIMEOUT(access, unfolding_keeps_references, TIMEOUT)
+CONT_TEST_F(access, unfolding_keeps_references)
 {
-	struct cont_map *m = &self->m;
 	unsigned int n, next;
 
-	if (!m->addr)
-		return;
 	for (n = 0; n < self->nr; n++) {
-		next = m->bpages + (self->ent[n] + 1) % m->bpages;
-		ASSERT_TRUE(unreferenced(m));
-		ASSERT_TRUE(use_page(m, m->bpages + self->ent[n]));
-		ASSERT_EQ(0, mprotect(page_at(m, next), m->page, PROT_NONE));
+		next = m->bpages + (self->page[n] + 1) % m->bpages;
+		use_alone(_metadata, m, self->page[n]);
+		ASSERT_EQ(0, mprotect(cont_page_at(m, next), m->page, PROT_NONE));
 		EXPECT_LT(0, cont_smaps(self->mid, m->block, "Referenced:"))
-			TH_LOG("used entry %u", self->ent[n]);
-		ASSERT_EQ(0, mprotect(page_at(m, next), m->page, m->prot));
+			TH_LOG("used page %u", self->page[n]);
+		ASSERT_EQ(0, mprotect(cont_page_at(m, next), m->page, m->prot));
 	}
 }
 
-TEST_F_TIMEOUT(access, unfolding_and_folding_invent_no_reference, TIMEOUT)
+CONT_TEST_F(access, unfolding_and_folding_invent_no_reference)
 {
-	struct cont_map *m = &self->m;
+	char *at = cont_page_at(m, m->bpages + m->bpages / 2);
 	unsigned int tries;
-	char *at;
 
-	if (!m->addr)
-		return;
-	at = page_at(m, m->bpages + m->bpages / 2);
 	for (tries = 0; tries < TRIES; tries++) {
 		ASSERT_TRUE(unreferenced(m));
 		ASSERT_EQ(0, mprotect(at, m->page, PROT_NONE));
@@ -335,14 +290,11 @@ static int idle_flag(__u64 pfn, bool set)
 }
 
 /* The way reclaim looks at a folio: through its reverse mapping. */
-TEST_F_TIMEOUT(access, any_entry_ends_idleness_of_the_folio, TIMEOUT)
+CONT_TEST_F(access, any_entry_ends_idleness_of_the_folio)
 {
-	struct cont_map *m = &self->m;
 	unsigned int n, tries;
 	__u64 pfn, flags;
 
-	if (!m->addr)
-		return;
 	if (access("/sys/kernel/mm/page_idle/bitmap", W_OK))
 		SKIP(return, "kernel has no idle page tracking");
 
@@ -357,9 +309,9 @@ TEST_F_TIMEOUT(access, any_entry_ends_idleness_of_the_folio, TIMEOUT)
 				break;
 		}
 		ASSERT_GT(TRIES, tries);
-		ASSERT_TRUE(use_page(m, m->bpages + self->ent[n]));
+		ASSERT_TRUE(use_page(m, self->page[n]));
 		EXPECT_EQ(0, idle_flag(pfn, false))
-			TH_LOG("used entry %u", self->ent[n]);
+			TH_LOG("used page %u", self->page[n]);
 	}
 }
 
@@ -367,7 +319,7 @@ TEST_F_TIMEOUT(access, any_entry_ends_idleness_of_the_folio, TIMEOUT)
 
 FIXTURE(fault)
 {
-	struct cont_map m;
+	struct cont_map map;
 };
 
 FIXTURE_VARIANT(fault)
@@ -376,60 +328,31 @@ FIXTURE_VARIANT(fault)
 	bool hole;		/* nothing in the page cache yet */
 };
 
-FIXTURE_VARIANT_ADD(fault, shmem)
-{
-	.src = CONT_SHMEM,
-};
-
-FIXTURE_VARIANT_ADD(fault, shmem_hole)
-{
-	.src = CONT_SHMEM,
-	.hole = true,
-};
-
-FIXTURE_VARIANT_ADD(fault, xfs)
-{
-	.src = CONT_XFS,
-};
-
-FIXTURE_VARIANT_ADD(fault, xfs_exec)
-{
-	.src = CONT_XFS_EXEC,
-};
+FIXTURE_VARIANT_ADD(fault, shmem) { .src = CONT_SHMEM };
+FIXTURE_VARIANT_ADD(fault, shmem_hole) { .src = CONT_SHMEM, .hole = true };
+FIXTURE_VARIANT_ADD(fault, xfs) { .src = CONT_XFS };
+FIXTURE_VARIANT_ADD(fault, xfs_exec) { .src = CONT_XFS_EXEC };
 
 FIXTURE_SETUP(fault)
 {
-	struct cont_map *m = &self->m;
-	int ret;
+	struct cont_map *m = &self->map;
 
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
-	ret = cont_map_make(m, variant->src, ACCESS_BLOCKS);
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return, "%s", m->why);
-	ASSERT_EQ(0, ret)
-		TH_LOG("%s", m->why);
+	if (!cont_setup(_metadata, m, variant->src, ACCESS_BLOCKS, 0, 0))
+		return;
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_DONTFORK));
 	ASSERT_EQ(0, madvise(m->addr + m->block, m->block, MADV_DONTDUMP));
 }
 
 FIXTURE_TEARDOWN(fault)
 {
-	if (self->m.addr)
-		cont_map_free(&self->m);
+	cont_map_free(&self->map);
 }
 
 /* However many pages the kernel maps around the one that was asked for. */
-TEST_F_TIMEOUT(fault, references_only_its_block, TIMEOUT)
+CONT_TEST_F(fault, references_only_its_block)
 {
-	struct cont_map *m = &self->m;
 	unsigned int tries;
-	char *mid, *last;
 
-	if (!m->addr)
-		return;
-	mid = m->addr + m->block;
-	last = mid + m->block;
 	for (tries = 0; tries < TRIES; tries++) {
 		/* Else the flag would go from the entries to the folio. */
 		ASSERT_TRUE(unreferenced(m));
@@ -440,10 +363,8 @@ TEST_F_TIMEOUT(fault, references_only_its_block, TIMEOUT)
 			ASSERT_EQ(0, madvise(m->addr, m->len, MADV_DONTNEED));
 		}
 		ASSERT_EQ(0, cont_smaps(m->addr, m->len, "Rss:"));
-		cont_touch(mid + m->page, m->page);
-		ASSERT_LT(0, cont_smaps(mid, m->block, "Referenced:"));
-		if (!cont_smaps(m->addr, m->block, "Referenced:") &&
-		    !cont_smaps(last, m->block, "Referenced:"))
+		cont_touch(cont_page_at(m, m->bpages + 1), m->page);
+		if (only_mid_referenced(_metadata, m))
 			break;
 	}
 	EXPECT_GT(TRIES, tries);
@@ -453,9 +374,9 @@ TEST_F_TIMEOUT(fault, references_only_its_block, TIMEOUT)
 
 FIXTURE(dirty)
 {
-	struct cont_map m;
+	struct cont_map map;
 	unsigned int nr;
-	unsigned int ent[MAX_ENTRIES];
+	unsigned int page[MAX_ENTRIES];	/* of each block one */
 };
 
 FIXTURE_VARIANT(dirty)
@@ -464,16 +385,10 @@ FIXTURE_VARIANT(dirty)
 };
 
 /* MADV_FREE'd as a THP, then split into PTEs. */
-FIXTURE_VARIANT_ADD(dirty, anon)
-{
-	.src = CONT_ANON,
-};
+FIXTURE_VARIANT_ADD(dirty, anon) { .src = CONT_ANON };
 
 /* A hole that has only been read so far. */
-FIXTURE_VARIANT_ADD(dirty, shmem)
-{
-	.src = CONT_SHMEM,
-};
+FIXTURE_VARIANT_ADD(dirty, shmem) { .src = CONT_SHMEM };
 
 /*
  * Give the window new folios that are clean in every respect, mapped by writable
@@ -514,11 +429,11 @@ static int renew_clean(struct cont_map *m)
 	return 0;
 }
 
-static int make_clean(struct cont_map *m, enum cont_source src, unsigned int blocks)
+static bool make_clean(struct __test_metadata *_metadata, struct cont_map *m,
+		       enum cont_source src, unsigned int nr_blocks)
 {
-	int ret = cont_map_make(m, src, blocks);
-
-	return ret ? ret : renew_clean(m);
+	return cont_setup(_metadata, m, src, nr_blocks, 0, 0) &&
+	       cont_made(_metadata, m, renew_clean(m));
 }
 
 /* Blocks for one write each, so that all entries get their turn. */
@@ -535,101 +450,80 @@ static unsigned int dirty_blocks(void)
 
 FIXTURE_SETUP(dirty)
 {
-	struct cont_map *m = &self->m;
-	size_t b;
-	int ret;
+	struct cont_map *m = &self->map;
+	unsigned int b;
 
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
-	ret = make_clean(m, variant->src, dirty_blocks());
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return, "%s", m->why);
-	ASSERT_EQ(0, ret)
-		TH_LOG("%s", m->why);
+	if (!make_clean(_metadata, m, variant->src, dirty_blocks()))
+		return;
 	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
 	/* Every block gets figures of its own in smaps. */
 	for (b = 0; b < m->nr_blocks; b += 2)
 		ASSERT_EQ(0, madvise(m->addr + b * m->block, m->block, MADV_DONTDUMP));
-	self->nr = sample(m, m->nr_blocks, self->ent);
+	self->nr = sample(m, m->nr_blocks, self->page);
+	for (b = 0; b < self->nr; b++)
+		self->page[b] = b * m->bpages + self->page[b] % m->bpages;
 }
 
 FIXTURE_TEARDOWN(dirty)
 {
-	if (self->m.addr)
-		cont_map_free(&self->m);
+	cont_map_free(&self->map);
 }
 
-TEST_F_TIMEOUT(dirty, reading_leaves_all_clean, TIMEOUT)
+CONT_TEST_F(dirty, reading_leaves_all_clean)
 {
-	struct cont_map *m = &self->m;
-
-	if (!m->addr)
-		return;
 	cont_touch(m->addr, m->len);
 	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
 	EXPECT_EQ(0ULL, cont_folio_flags(m->addr) & CONT_KPF_DIRTY);
 }
 
-TEST_F_TIMEOUT(dirty, unfolding_and_folding_leave_all_clean, TIMEOUT)
+CONT_TEST_F(dirty, unfolding_and_folding_leave_all_clean)
 {
-	struct cont_map *m = &self->m;
 	unsigned int b;
 	char *at;
 
-	if (!m->addr)
-		return;
 	for (b = 0; b < self->nr; b++) {
-		at = page_at(m, b * m->bpages + self->ent[b]);
+		at = cont_page_at(m, self->page[b]);
 		ASSERT_EQ(0, mprotect(at, m->page, PROT_NONE));
 		ASSERT_EQ(0, mprotect(at, m->page, m->prot));
 	}
 	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
 }
 
-TEST_F_TIMEOUT(dirty, any_entry_dirties_its_block, TIMEOUT)
+CONT_TEST_F(dirty, any_entry_dirties_its_block)
 {
-	struct cont_map *m = &self->m;
 	unsigned int b;
 	char *block;
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, smaps_dirty(m->addr, m->len));
 	for (b = 0; b < self->nr; b++) {
 		block = m->addr + b * m->block;
-		cont_fill(m, b * m->bpages + self->ent[b], 1, 1);
+		cont_fill(m, self->page[b], 1, 1);
 		EXPECT_EQ((long)m->block, smaps_dirty(block, m->block))
-			TH_LOG("wrote entry %u", self->ent[b]);
+			TH_LOG("wrote page %u", self->page[b]);
 	}
 }
 
-TEST_F_TIMEOUT(dirty, no_entry_dirties_other_blocks, TIMEOUT)
+CONT_TEST_F(dirty, no_entry_dirties_other_blocks)
 {
-	struct cont_map *m = &self->m;
 	unsigned int b, other;
 
-	if (!m->addr)
-		return;
 	for (b = 0; b < self->nr; b++) {
-		cont_fill(m, b * m->bpages + self->ent[b], 1, 1);
+		cont_fill(m, self->page[b], 1, 1);
 		for (other = b + 1; other < m->nr_blocks; other++)
 			EXPECT_EQ(0, smaps_dirty(m->addr + other * m->block, m->block))
-				TH_LOG("wrote entry %u of block %u, block %u is dirty",
-				       self->ent[b], b, other);
+				TH_LOG("wrote page %u of block %u, block %u is dirty",
+				       self->page[b], b, other);
 	}
 }
 
-TEST_F_TIMEOUT(dirty, writing_does_not_unfold, TIMEOUT)
+CONT_TEST_F(dirty, writing_does_not_unfold)
 {
-	struct cont_map *m = &self->m;
 	unsigned int b;
 
-	if (!m->addr)
-		return;
 	for (b = 0; b < self->nr; b++) {
-		cont_fill(m, b * m->bpages + self->ent[b], 1, 1);
+		cont_fill(m, self->page[b], 1, 1);
 		EXPECT_EQ((long)m->len, cont_mapped(m->addr, m->len))
-			TH_LOG("wrote entry %u", self->ent[b]);
+			TH_LOG("wrote page %u", self->page[b]);
 	}
 }
 
@@ -685,12 +579,8 @@ static void page_out(const struct cont_map *m, char *addr, size_t len)
  * it to swap.  This is also what the tests of lost dirty bits rest on: reclaim
  * does drop clean pages.
  */
-TEST_F_TIMEOUT(dirty, reading_leaves_all_discardable, TIMEOUT)
+CONT_TEST_F(dirty, reading_leaves_all_discardable)
 {
-	struct cont_map *m = &self->m;
-
-	if (!m->addr)
-		return;
 	cont_touch(m->addr, m->len);
 	page_out(m, m->addr, m->len);
 	EXPECT_EQ(0U, present(m->addr, m->len));
@@ -698,20 +588,17 @@ TEST_F_TIMEOUT(dirty, reading_leaves_all_discardable, TIMEOUT)
 }
 
 /* A dirty bit that clear_refs, or the accessed bit, took along. */
-TEST_F_TIMEOUT(dirty, clear_refs_keeps_dirty, TIMEOUT)
+CONT_TEST_F(dirty, clear_refs_keeps_dirty)
 {
-	struct cont_map *m = &self->m;
 	unsigned int b;
 
-	if (!m->addr)
-		return;
 	for (b = 0; b < self->nr; b++)
-		cont_fill(m, b * m->bpages + self->ent[b], 1, 1);
+		cont_fill(m, self->page[b], 1, 1);
 	ASSERT_TRUE(forget_accesses());
 	for (b = 0; b < self->nr; b++)
 		EXPECT_EQ((long)m->block,
 			  smaps_dirty(m->addr + b * m->block, m->block))
-			TH_LOG("wrote entry %u", self->ent[b]);
+			TH_LOG("wrote page %u", self->page[b]);
 }
 
 /* ---- dirty bits under reclaim ----------------------------------------- */
@@ -735,10 +622,10 @@ enum meanwhile {
 
 FIXTURE(reclaim)
 {
-	struct cont_map m;
+	struct cont_map map;
 	char *spare;		/* address space to move to, aligned like the window */
 	unsigned int nr;
-	unsigned int ent[MAX_ENTRIES];
+	unsigned int page[MAX_ENTRIES];
 };
 
 FIXTURE_VARIANT(reclaim)
@@ -747,151 +634,44 @@ FIXTURE_VARIANT(reclaim)
 	enum meanwhile op;
 };
 
-FIXTURE_VARIANT_ADD(reclaim, anon)
-{
-	.src = CONT_ANON,
-	.op = NOTHING,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, anon_munmap_neighbour)
-{
-	.src = CONT_ANON,
-	.op = MUNMAP_NEIGHBOUR,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, anon_dontneed_neighbour)
-{
-	.src = CONT_ANON,
-	.op = DONTNEED_NEIGHBOUR,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, anon_mprotect_neighbour)
-{
-	.src = CONT_ANON,
-	.op = MPROTECT_NEIGHBOUR,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, anon_mprotect_all)
-{
-	.src = CONT_ANON,
-	.op = MPROTECT_ALL,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, anon_mremap_neighbour)
-{
-	.src = CONT_ANON,
-	.op = MREMAP_NEIGHBOUR,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, anon_mremap_all)
-{
-	.src = CONT_ANON,
-	.op = MREMAP_ALL,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, anon_clear_refs)
-{
-	.src = CONT_ANON,
-	.op = CLEAR_REFS,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, anon_fork)
-{
-	.src = CONT_ANON,
-	.op = FORK,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, anon_fork_child_keeps)
-{
-	.src = CONT_ANON,
-	.op = FORK_CHILD_KEEPS,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, shmem)
-{
-	.src = CONT_SHMEM,
-	.op = NOTHING,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, shmem_munmap_neighbour)
-{
-	.src = CONT_SHMEM,
-	.op = MUNMAP_NEIGHBOUR,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, shmem_dontneed_neighbour)
-{
-	.src = CONT_SHMEM,
-	.op = DONTNEED_NEIGHBOUR,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, shmem_mprotect_neighbour)
-{
-	.src = CONT_SHMEM,
-	.op = MPROTECT_NEIGHBOUR,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, shmem_mprotect_all)
-{
-	.src = CONT_SHMEM,
-	.op = MPROTECT_ALL,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, shmem_mremap_neighbour)
-{
-	.src = CONT_SHMEM,
-	.op = MREMAP_NEIGHBOUR,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, shmem_mremap_all)
-{
-	.src = CONT_SHMEM,
-	.op = MREMAP_ALL,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, shmem_clear_refs)
-{
-	.src = CONT_SHMEM,
-	.op = CLEAR_REFS,
-};
-
-FIXTURE_VARIANT_ADD(reclaim, shmem_fork)
-{
-	.src = CONT_SHMEM,
-	.op = FORK,
-};
+FIXTURE_VARIANT_ADD(reclaim, anon) { .src = CONT_ANON, .op = NOTHING };
+FIXTURE_VARIANT_ADD(reclaim, anon_munmap_neighbour) { CONT_ANON, MUNMAP_NEIGHBOUR };
+FIXTURE_VARIANT_ADD(reclaim, anon_dontneed_neighbour) { CONT_ANON, DONTNEED_NEIGHBOUR };
+FIXTURE_VARIANT_ADD(reclaim, anon_mprotect_neighbour) { CONT_ANON, MPROTECT_NEIGHBOUR };
+FIXTURE_VARIANT_ADD(reclaim, anon_mprotect_all) { .src = CONT_ANON, .op = MPROTECT_ALL };
+FIXTURE_VARIANT_ADD(reclaim, anon_mremap_neighbour) { CONT_ANON, MREMAP_NEIGHBOUR };
+FIXTURE_VARIANT_ADD(reclaim, anon_mremap_all) { .src = CONT_ANON, .op = MREMAP_ALL };
+FIXTURE_VARIANT_ADD(reclaim, anon_clear_refs) { .src = CONT_ANON, .op = CLEAR_REFS };
+FIXTURE_VARIANT_ADD(reclaim, anon_fork) { .src = CONT_ANON, .op = FORK };
+FIXTURE_VARIANT_ADD(reclaim, anon_fork_child_keeps) { CONT_ANON, FORK_CHILD_KEEPS };
+FIXTURE_VARIANT_ADD(reclaim, shmem) { .src = CONT_SHMEM, .op = NOTHING };
+FIXTURE_VARIANT_ADD(reclaim, shmem_munmap_neighbour) { CONT_SHMEM, MUNMAP_NEIGHBOUR };
+FIXTURE_VARIANT_ADD(reclaim, shmem_dontneed_neighbour) { CONT_SHMEM, DONTNEED_NEIGHBOUR };
+FIXTURE_VARIANT_ADD(reclaim, shmem_mprotect_neighbour) { CONT_SHMEM, MPROTECT_NEIGHBOUR };
+FIXTURE_VARIANT_ADD(reclaim, shmem_mprotect_all) { CONT_SHMEM, MPROTECT_ALL };
+FIXTURE_VARIANT_ADD(reclaim, shmem_mremap_neighbour) { CONT_SHMEM, MREMAP_NEIGHBOUR };
+FIXTURE_VARIANT_ADD(reclaim, shmem_mremap_all) { .src = CONT_SHMEM, .op = MREMAP_ALL };
+FIXTURE_VARIANT_ADD(reclaim, shmem_clear_refs) { .src = CONT_SHMEM, .op = CLEAR_REFS };
+FIXTURE_VARIANT_ADD(reclaim, shmem_fork) { .src = CONT_SHMEM, .op = FORK };
 
 FIXTURE_SETUP(reclaim)
 {
-	struct cont_map *m = &self->m;
-	int ret;
+	struct cont_map *m = &self->map;
 
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
 	if (variant->src == CONT_SHMEM && !have_swap())
 		SKIP(return, "swap is off");
-	ret = make_clean(m, variant->src, 3);
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return, "%s", m->why);
-	ASSERT_EQ(0, ret)
-		TH_LOG("%s", m->why);
-	self->spare = mmap(NULL, 2 * m->pmd, PROT_NONE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (!make_clean(_metadata, m, variant->src, 3))
+		return;
+	self->spare = cont_reserve(2 * m->pmd);
 	ASSERT_NE(MAP_FAILED, self->spare);
 	self->spare = cont_align_up(self->spare, m->pmd) +
 		      ((uintptr_t)m->addr & (m->pmd - 1));
-	self->nr = sample(m, m->pmd > (4 << 20) ? FEW_ENTRIES : MAX_ENTRIES, self->ent);
+	self->nr = sample(m, m->pmd > (4 << 20) ? FEW_ENTRIES : MAX_ENTRIES, self->page);
 }
 
 FIXTURE_TEARDOWN(reclaim)
 {
-	if (self->m.addr)
-		cont_map_free(&self->m);
-}
-
-static bool mremap_to(char *from, size_t len, char *to)
-{
-	return mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to;
+	cont_map_free(&self->map);
 }
 
 /* Reclaim the block that page i, now seen at "at", is in.  Is the page the same? */
@@ -911,7 +691,7 @@ static bool write_op_reclaim(struct cont_map *m, enum meanwhile op, char *spare,
 			     unsigned int i, bool *op_ok)
 {
 	/* The next entry of the block, or the first after the last. */
-	char *next = page_at(m, i / m->bpages * m->bpages + (i + 1) % m->bpages);
+	char *next = cont_page_at(m, i / m->bpages * m->bpages + (i + 1) % m->bpages);
 	int pipefd[2];
 	bool ok, told;
 	pid_t pid;
@@ -925,8 +705,8 @@ static bool write_op_reclaim(struct cont_map *m, enum meanwhile op, char *spare,
 			cont_fill(m, i, 1, 1);
 			_exit(0);
 		}
-		*op_ok = pid > 0 && wait_ok(pid);
-		return survives(m, page_at(m, i), i);
+		*op_ok = !cont_wait(pid);
+		return survives(m, cont_page_at(m, i), i);
 	}
 
 	cont_fill(m, i, 1, 1);
@@ -946,10 +726,10 @@ static bool write_op_reclaim(struct cont_map *m, enum meanwhile op, char *spare,
 		*op_ok = !mprotect(m->addr, m->len, PROT_READ);
 		break;
 	case MREMAP_NEIGHBOUR:
-		*op_ok = mremap_to(next, m->page, spare);
+		*op_ok = cont_mremap(next, m->page, spare);
 		break;
 	case MREMAP_ALL:
-		*op_ok = mremap_to(m->addr, m->len, spare);
+		*op_ok = cont_mremap(m->addr, m->len, spare);
 		return survives(m, spare + m->page * i, i);
 	case CLEAR_REFS:
 		*op_ok = forget_accesses();
@@ -958,7 +738,7 @@ static bool write_op_reclaim(struct cont_map *m, enum meanwhile op, char *spare,
 		pid = fork();
 		if (!pid)
 			_exit(0);
-		*op_ok = pid > 0 && wait_ok(pid);
+		*op_ok = !cont_wait(pid);
 		break;
 	case FORK_CHILD_KEEPS:
 		if (pipe(pipefd)) {
@@ -968,7 +748,7 @@ static bool write_op_reclaim(struct cont_map *m, enum meanwhile op, char *spare,
 		pid = fork();
 		if (!pid) {
 			told = read(pipefd[0], &c, 1) == 1;
-			ok = told && survives(m, page_at(m, i), i);
+			ok = told && survives(m, cont_page_at(m, i), i);
 			_exit(ok ? 0 : told ? 1 : 2);
 		}
 		/* All of the THP: the child is to be the only one that maps it. */
@@ -977,31 +757,24 @@ static bool write_op_reclaim(struct cont_map *m, enum meanwhile op, char *spare,
 		*op_ok = write(pipefd[1], "", 1) == 1 && ok;
 		close(pipefd[0]);
 		close(pipefd[1]);
-		return pid > 0 && wait_ok(pid);
+		return !cont_wait(pid);
 	}
-	return survives(m, page_at(m, i), i);
+	return survives(m, cont_page_at(m, i), i);
 }
 
-TEST_F_TIMEOUT(reclaim, page_written_through_any_entry_survives, TIMEOUT)
+CONT_TEST_F(reclaim, page_written_through_any_entry_survives)
 {
-	struct cont_map *m = &self->m;
 	bool op_ok = true;
 	unsigned int n;
-	int ret;
 
-	if (!m->addr)
-		return;
 	for (n = 0; n < self->nr; n++) {
-		ret = renew_clean(m);
-		if (ret == CONT_MAKE_SKIP)
-			SKIP(return, "%s", m->why);
-		ASSERT_EQ(0, ret)
-			TH_LOG("%s", m->why);
+		if (!cont_made(_metadata, m, renew_clean(m)))
+			return;
 		ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
 		ASSERT_EQ(0, smaps_dirty(m->addr, m->len));
 		EXPECT_TRUE(write_op_reclaim(m, variant->op, self->spare,
-					     m->bpages + self->ent[n], &op_ok))
-			TH_LOG("wrote entry %u", self->ent[n]);
+					     self->page[n], &op_ok))
+			TH_LOG("wrote page %u", self->page[n]);
 		ASSERT_TRUE(op_ok);
 	}
 }
@@ -1061,7 +834,8 @@ static enum in_memcg lazyfree_in_memcg(const char *dir, unsigned int entry)
 	snprintf(file, sizeof(file), "%s/cgroup.procs", dir);
 	if (!cont_write_str(file, "0"))
 		return NO_MEMCG;
-	if (make_clean(&written, CONT_ANON, 2) || make_clean(&clean, CONT_ANON, 2))
+	if (cont_map_make(&written, CONT_ANON, 2) || renew_clean(&written) ||
+	    cont_map_make(&clean, CONT_ANON, 2) || renew_clean(&clean))
 		return NO_MEMORY;
 	i = written.bpages + entry % written.bpages;
 	cont_fill(&written, i, 1, 1);
@@ -1075,11 +849,11 @@ static enum in_memcg lazyfree_in_memcg(const char *dir, unsigned int entry)
 	}
 	if (present(clean.addr, clean.len))
 		return NOT_RECLAIMED;
-	return cont_page_ok(page_at(&written, i), written.seed,
+	return cont_page_ok(cont_page_at(&written, i), written.seed,
 			    cont_index(&written, i), 1) ? SURVIVED : GOT_LOST;
 }
 
-TEST_F_TIMEOUT(memcg, page_written_after_madv_free_survives, TIMEOUT)
+TEST_F(memcg, page_written_after_madv_free_survives)
 {
 	size_t bpages = cont_size() / cont_page_size();
 	unsigned int entries[] = { 0, 1, bpages / 2, bpages - 1 }, n;
@@ -1089,11 +863,10 @@ TEST_F_TIMEOUT(memcg, page_written_after_madv_free_survives, TIMEOUT)
 	if (!self->dir[0])
 		return;
 	for (n = 0; n < ARRAY_SIZE(entries); n++) {
-		pid = fork();
-		ASSERT_LE(0, pid);
+		pid = cont_fork();
 		if (!pid)
 			_exit(lazyfree_in_memcg(self->dir, entries[n]));
-		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		status = cont_wait(pid);
 		ASSERT_TRUE(WIFEXITED(status));
 		if (WEXITSTATUS(status) == NO_MEMORY)
 			SKIP(return, "no memory for two THPs");
@@ -1106,7 +879,7 @@ TEST_F_TIMEOUT(memcg, page_written_after_madv_free_survives, TIMEOUT)
 
 FIXTURE(swap)
 {
-	struct cont_map m;
+	struct cont_map map;
 };
 
 FIXTURE_VARIANT(swap)
@@ -1114,37 +887,19 @@ FIXTURE_VARIANT(swap)
 	enum cont_source src;
 };
 
-FIXTURE_VARIANT_ADD(swap, anon)
-{
-	.src = CONT_ANON,
-};
-
-FIXTURE_VARIANT_ADD(swap, shmem)
-{
-	.src = CONT_SHMEM,
-};
+FIXTURE_VARIANT_ADD(swap, anon) { .src = CONT_ANON };
+FIXTURE_VARIANT_ADD(swap, shmem) { .src = CONT_SHMEM };
 
 FIXTURE_SETUP(swap)
 {
-	struct cont_map *m = &self->m;
-	int ret;
-
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
 	if (!have_swap())
 		SKIP(return, "swap is off");
-	ret = cont_map_make(m, variant->src, 4);
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return, "%s", m->why);
-	ASSERT_EQ(0, ret)
-		TH_LOG("%s", m->why);
-	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+	make_folded(_metadata, &self->map, variant->src, 4);
 }
 
 FIXTURE_TEARDOWN(swap)
 {
-	if (self->m.addr)
-		cont_map_free(&self->m);
+	cont_map_free(&self->map);
 }
 
 /* Generation that page i gets: a choice that the seed makes. */
@@ -1173,12 +928,8 @@ static void write_mix(struct cont_map *m)
 			cont_fill(m, i, 1, 1);
 }
 
-TEST_F_TIMEOUT(swap, written_pages_come_back, TIMEOUT)
+CONT_TEST_F(swap, written_pages_come_back)
 {
-	struct cont_map *m = &self->m;
-
-	if (!m->addr)
-		return;
 	write_mix(m);
 	page_out(m, m->addr, m->len);
 	/* Pages were reclaimed, or there is nothing to be seen here. */
@@ -1186,17 +937,13 @@ TEST_F_TIMEOUT(swap, written_pages_come_back, TIMEOUT)
 	EXPECT_EQ(0U, bad_mix(m, 0, m->nr_pages, 0));
 }
 
-TEST_F_TIMEOUT(swap, both_sides_of_a_fork_come_back, TIMEOUT)
+CONT_TEST_F(swap, both_sides_of_a_fork_come_back)
 {
-	struct cont_map *m = &self->m;
 	unsigned int i, bad;
 	pid_t pid;
 
-	if (!m->addr)
-		return;
 	write_mix(m);
-	pid = fork();
-	ASSERT_LE(0, pid);
+	pid = cont_fork();
 	if (!pid) {
 		bad = bad_mix(m, 0, m->nr_pages, 0);
 		/* Shared memory: the parent sees it.  Private: it must not. */
@@ -1205,44 +952,30 @@ TEST_F_TIMEOUT(swap, both_sides_of_a_fork_come_back, TIMEOUT)
 		page_out(m, m->addr, m->len);
 		_exit(!!(bad + bad_mix(m, 0, m->nr_pages, 2)));
 	}
-	EXPECT_TRUE(wait_ok(pid));
+	EXPECT_EQ(0, cont_wait(pid));
 	page_out(m, m->addr, m->len);
 	EXPECT_EQ(0U, bad_mix(m, 0, m->nr_pages, m->flags == MAP_SHARED ? 2 : 0));
 }
 
 FIXTURE(madv_free)
 {
-	struct cont_map m;
+	struct cont_map map;
 };
 
 FIXTURE_SETUP(madv_free)
 {
-	struct cont_map *m = &self->m;
-	int ret;
-
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
-	ret = cont_map_make(m, CONT_ANON, 4);
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return, "%s", m->why);
-	ASSERT_EQ(0, ret)
-		TH_LOG("%s", m->why);
-	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+	make_folded(_metadata, &self->map, CONT_ANON, 4);
 }
 
 FIXTURE_TEARDOWN(madv_free)
 {
-	if (self->m.addr)
-		cont_map_free(&self->m);
+	cont_map_free(&self->map);
 }
 
-TEST_F_TIMEOUT(madv_free, pages_written_later_survive, TIMEOUT)
+CONT_TEST_F(madv_free, pages_written_later_survive)
 {
-	struct cont_map *m = &self->m;
 	unsigned int i;
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_FREE));
 	write_mix(m);
 	page_out(m, m->addr, m->len);
@@ -1251,29 +984,22 @@ TEST_F_TIMEOUT(madv_free, pages_written_later_survive, TIMEOUT)
 			EXPECT_EQ(0U, cont_bad(m, i, 1, 1));
 }
 
-TEST_F_TIMEOUT(madv_free, other_pages_are_old_or_zero, TIMEOUT)
+CONT_TEST_F(madv_free, other_pages_are_old_or_zero)
 {
-	struct cont_map *m = &self->m;
 	unsigned int i;
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_FREE));
 	write_mix(m);
 	page_out(m, m->addr, m->len);
 	for (i = 0; i < m->nr_pages; i++) {
-		if (gen_of(m, i) || cont_page_zero(page_at(m, i)))
+		if (gen_of(m, i) || cont_page_zero(cont_page_at(m, i)))
 			continue;
 		EXPECT_EQ(0U, cont_bad(m, i, 1, 0));
 	}
 }
 
-TEST_F_TIMEOUT(madv_free, clean_pages_are_discarded, TIMEOUT)
+CONT_TEST_F(madv_free, clean_pages_are_discarded)
 {
-	struct cont_map *m = &self->m;
-
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_FREE));
 	cont_touch(m->addr, m->len);
 	page_out(m, m->addr, m->len);
@@ -1281,17 +1007,14 @@ TEST_F_TIMEOUT(madv_free, clean_pages_are_discarded, TIMEOUT)
 }
 
 /* One page in the middle of each block; all others are still needed. */
-TEST_F_TIMEOUT(madv_free, neighbours_survive, TIMEOUT)
+CONT_TEST_F(madv_free, neighbours_survive)
 {
-	struct cont_map *m = &self->m;
 	unsigned int i;
 
-	if (!m->addr)
-		return;
 	if (!have_swap())
 		SKIP(return, "swap is off");
 	for (i = m->bpages / 2; i < m->nr_pages; i += m->bpages)
-		ASSERT_EQ(0, madvise(page_at(m, i), m->page, MADV_FREE));
+		ASSERT_EQ(0, madvise(cont_page_at(m, i), m->page, MADV_FREE));
 	page_out(m, m->addr, m->len);
 	for (i = 0; i < m->nr_pages; i++)
 		if (i % m->bpages != m->bpages / 2)
@@ -1308,33 +1031,26 @@ struct disk {
 
 FIXTURE(writeback)
 {
-	struct cont_map m;
+	struct cont_map map;
 	struct disk disk;
 	unsigned int nr;
-	unsigned int ent[MAX_ENTRIES];
+	unsigned int page[MAX_ENTRIES];
 };
 
 FIXTURE_SETUP(writeback)
 {
-	struct cont_map *m = &self->m;
+	struct cont_map *m = &self->map;
 	char path[64];
-	int ret;
 
 	self->disk.m = m;
 	self->disk.fd = -1;
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
-	ret = cont_map_make(m, CONT_XFS, 3);
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return, "%s", m->why);
-	ASSERT_EQ(0, ret)
-		TH_LOG("%s", m->why);
-	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
+	if (!make_folded(_metadata, m, CONT_XFS, 3))
+		return;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", m->fd);
 	self->disk.fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
 	ASSERT_LE(0, self->disk.fd);
 	ASSERT_EQ(0, posix_memalign((void **)&self->disk.buf, m->page, m->page));
-	self->nr = sample(m, MAX_ENTRIES, self->ent);
+	self->nr = sample(m, MAX_ENTRIES, self->page);
 }
 
 FIXTURE_TEARDOWN(writeback)
@@ -1342,8 +1058,7 @@ FIXTURE_TEARDOWN(writeback)
 	free(self->disk.buf);
 	if (self->disk.fd >= 0)
 		close(self->disk.fd);
-	if (self->m.addr)
-		cont_map_free(&self->m);
+	cont_map_free(&self->map);
 }
 
 /*
@@ -1358,6 +1073,15 @@ static bool on_disk(const struct disk *d, unsigned int i, __u64 gen)
 
 	return pread(d->fd, d->buf, m->page, off) == (ssize_t)m->page &&
 	       cont_page_ok(d->buf, m->seed, cont_index(m, i), gen);
+}
+
+/* After fsync(), page i has to have this generation on disk. */
+static void gets_to_disk(struct __test_metadata *_metadata, const struct disk *d,
+			 unsigned int i, __u64 gen)
+{
+	ASSERT_EQ(0, fsync(d->m->fd));
+	EXPECT_TRUE(on_disk(d, i, gen))
+		TH_LOG("wrote page %u", i);
 }
 
 static unsigned int not_on_disk(const struct disk *d, unsigned int first,
@@ -1376,19 +1100,14 @@ static void write_all(struct cont_map *m, __u64 gen)
 	cont_fill(m, 0, m->nr_pages, gen);
 }
 
-TEST_F_TIMEOUT(writeback, write_through_any_entry_gets_to_disk, TIMEOUT)
+CONT_TEST_F(writeback, write_through_any_entry_gets_to_disk)
 {
-	struct cont_map *m = &self->m;
 	unsigned int n, i;
 
-	if (!m->addr)
-		return;
 	for (n = 0; n < self->nr; n++) {
-		i = m->bpages + self->ent[n];
+		i = self->page[n];
 		cont_fill(m, i, 1, n + 1);
-		ASSERT_EQ(0, fsync(m->fd));
-		EXPECT_TRUE(on_disk(&self->disk, i, n + 1))
-			TH_LOG("wrote entry %u", self->ent[n]);
+		gets_to_disk(_metadata, &self->disk, i, n + 1);
 	}
 	/* Blocks that nobody wrote. */
 	EXPECT_EQ(0U, not_on_disk(&self->disk, 0, m->bpages, 0));
@@ -1396,160 +1115,126 @@ TEST_F_TIMEOUT(writeback, write_through_any_entry_gets_to_disk, TIMEOUT)
 }
 
 /* Writeback has to take write access away, or the second write goes unseen. */
-TEST_F_TIMEOUT(writeback, write_after_writeback_gets_to_disk, TIMEOUT)
+CONT_TEST_F(writeback, write_after_writeback_gets_to_disk)
 {
-	struct cont_map *m = &self->m;
 	__u64 gen = 0;
 	unsigned int n, i;
 
-	if (!m->addr)
-		return;
 	for (n = 0; n < self->nr; n++) {
-		i = m->bpages + self->ent[n];
+		i = self->page[n];
 		write_all(m, ++gen);
 		ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
 		ASSERT_EQ(0, fsync(m->fd));
 		cont_fill(m, i, 1, ++gen);
-		ASSERT_EQ(0, fsync(m->fd));
-		EXPECT_TRUE(on_disk(&self->disk, i, gen))
-			TH_LOG("wrote entry %u", self->ent[n]);
+		gets_to_disk(_metadata, &self->disk, i, gen);
 	}
 }
 
-TEST_F_TIMEOUT(writeback, msync_is_as_good_as_fsync, TIMEOUT)
+CONT_TEST_F(writeback, msync_is_as_good_as_fsync)
 {
-	struct cont_map *m = &self->m;
 	__u64 gen = 0;
 	unsigned int n, i;
 
-	if (!m->addr)
-		return;
 	for (n = 0; n < self->nr; n++) {
-		i = m->bpages + self->ent[n];
+		i = self->page[n];
 		write_all(m, ++gen);
 		ASSERT_EQ(0, msync(m->addr, m->len, MS_SYNC));
 		cont_fill(m, i, 1, ++gen);
-		ASSERT_EQ(0, msync(page_at(m, i), m->page, MS_SYNC));
+		ASSERT_EQ(0, msync(cont_page_at(m, i), m->page, MS_SYNC));
 		EXPECT_TRUE(on_disk(&self->disk, i, gen))
-			TH_LOG("wrote entry %u", self->ent[n]);
+			TH_LOG("wrote page %u", i);
 	}
 }
 
-TEST_F_TIMEOUT(writeback, write_before_munmap_gets_to_disk, TIMEOUT)
+CONT_TEST_F(writeback, write_before_munmap_gets_to_disk)
 {
-	struct cont_map *m = &self->m;
 	__u64 gen = 0;
 	unsigned int n, i;
 
-	if (!m->addr)
-		return;
 	for (n = 0; n < self->nr; n++) {
-		i = m->bpages + self->ent[n];
+		i = self->page[n];
 		write_all(m, ++gen);
 		ASSERT_EQ(0, fsync(m->fd));
 		cont_fill(m, i, 1, ++gen);
 		ASSERT_EQ(0, munmap(m->addr, m->len));
-		ASSERT_EQ(0, fsync(m->fd));
-		EXPECT_TRUE(on_disk(&self->disk, i, gen))
-			TH_LOG("wrote entry %u", self->ent[n]);
+		gets_to_disk(_metadata, &self->disk, i, gen);
 		ASSERT_EQ(m->addr, mmap(m->addr, m->len, m->prot, m->flags | MAP_FIXED,
 					m->fd, m->off));
 		cont_touch(m->addr, m->len);
 	}
 }
 
-TEST_F_TIMEOUT(writeback, reread_after_drop_is_what_was_written, TIMEOUT)
+CONT_TEST_F(writeback, reread_after_drop_is_what_was_written)
 {
-	struct cont_map *m = &self->m;
 	unsigned int i;
 
-	if (!m->addr)
-		return;
 	write_all(m, 1);
 	ASSERT_EQ(0, fsync(m->fd));
 	for (i = 0; i < self->nr; i++)
-		cont_fill(m, m->bpages + self->ent[i], 1, 2);
+		cont_fill(m, self->page[i], 1, 2);
 	ASSERT_EQ(0, fsync(m->fd));
 	ASSERT_EQ(0, munmap(m->addr, m->len));
 	ASSERT_EQ(0, posix_fadvise(m->fd, 0, 0, POSIX_FADV_DONTNEED));
 	ASSERT_EQ(m->addr, mmap(m->addr, m->len, m->prot, m->flags | MAP_FIXED, m->fd,
 				m->off));
 	for (i = 0; i < self->nr; i++)
-		EXPECT_EQ(0U, cont_bad(m, m->bpages + self->ent[i], 1, 2));
+		EXPECT_EQ(0U, cont_bad(m, self->page[i], 1, 2));
 	EXPECT_EQ(0U, cont_bad(m, 0, m->bpages, 1));
 	EXPECT_EQ(0U, cont_bad(m, 2 * m->bpages, m->bpages, 1));
 }
 
-TEST_F_TIMEOUT(writeback, two_mappings_are_both_cleaned, TIMEOUT)
+CONT_TEST_F(writeback, two_mappings_are_both_cleaned)
 {
-	struct cont_map *m = &self->m;
 	struct cont_map other;
 	__u64 gen = 0;
 	unsigned int n, i;
 
-	if (!m->addr)
-		return;
 	other = *m;
 	ASSERT_TRUE(cont_map_window(&other));
 	cont_touch(other.addr, other.len);
 	ASSERT_EQ((long)m->len, cont_mapped(other.addr, other.len));
 	for (n = 0; n < self->nr; n++) {
-		i = m->bpages + self->ent[n];
+		i = self->page[n];
 		write_all(m, ++gen);
 		write_all(&other, ++gen);
 		ASSERT_EQ(0, fsync(m->fd));
 		cont_fill(m, i, 1, ++gen);
-		ASSERT_EQ(0, fsync(m->fd));
-		EXPECT_TRUE(on_disk(&self->disk, i, gen))
-			TH_LOG("wrote entry %u through the first", self->ent[n]);
+		gets_to_disk(_metadata, &self->disk, i, gen);
 		cont_fill(&other, i, 1, ++gen);
-		ASSERT_EQ(0, fsync(m->fd));
-		EXPECT_TRUE(on_disk(&self->disk, i, gen))
-			TH_LOG("wrote entry %u through the second", self->ent[n]);
+		gets_to_disk(_metadata, &self->disk, i, gen);
 	}
 	munmap(other.resv, other.resv_len);
 }
 
-TEST_F_TIMEOUT(writeback, writing_shows_as_dirty, TIMEOUT)
+CONT_TEST_F(writeback, writing_shows_as_dirty)
 {
-	struct cont_map *m = &self->m;
-
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, smaps_dirty(m->addr, m->len));
-	cont_fill(m, m->bpages + self->ent[self->nr - 1], 1, 1);
+	cont_fill(m, self->page[self->nr - 1], 1, 1);
 	EXPECT_LT(0, smaps_dirty(m->addr, m->len));
 }
 
-TEST_F_TIMEOUT(writeback, all_is_clean_afterwards, TIMEOUT)
+CONT_TEST_F(writeback, all_is_clean_afterwards)
 {
-	struct cont_map *m = &self->m;
 	unsigned int n;
 
-	if (!m->addr)
-		return;
 	for (n = 0; n < self->nr; n++) {
-		cont_fill(m, m->bpages + self->ent[n], 1, n + 1);
+		cont_fill(m, self->page[n], 1, n + 1);
 		ASSERT_EQ(0, fsync(m->fd));
 		EXPECT_EQ(0, smaps_dirty(m->addr, m->len))
-			TH_LOG("wrote entry %u", self->ent[n]);
+			TH_LOG("wrote page %u", self->page[n]);
 	}
 	write_all(m, 1);
 	ASSERT_EQ(0, fsync(m->fd));
 	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
-	EXPECT_EQ(0ULL, cont_folio_flags(page_at(m, m->bpages)) & CONT_KPF_DIRTY);
+	EXPECT_EQ(0ULL, cont_folio_flags(cont_page_at(m, m->bpages)) & CONT_KPF_DIRTY);
 }
 
 /*
  * Nothing but dirty tells the entries of these blocks apart while they are being
  * cleaned, one after the other.
  */
-TEST_F_TIMEOUT(writeback, read_only_blocks_are_cleaned, TIMEOUT)
+CONT_TEST_F(writeback, read_only_blocks_are_cleaned)
 {
-	struct cont_map *m = &self->m;
-
-	if (!m->addr)
-		return;
 	write_all(m, 1);
 	ASSERT_EQ(0, mprotect(m->addr, m->len, PROT_READ));
 	ASSERT_EQ(0, fsync(m->fd));
@@ -1557,26 +1242,18 @@ TEST_F_TIMEOUT(writeback, read_only_blocks_are_cleaned, TIMEOUT)
 	EXPECT_EQ(0U, not_on_disk(&self->disk, 0, m->nr_pages, 1));
 }
 
-TEST_F_TIMEOUT(writeback, reading_leaves_all_clean, TIMEOUT)
+CONT_TEST_F(writeback, reading_leaves_all_clean)
 {
-	struct cont_map *m = &self->m;
-
-	if (!m->addr)
-		return;
 	write_all(m, 1);
 	ASSERT_EQ(0, fsync(m->fd));
 	cont_touch(m->addr, m->len);
 	EXPECT_EQ(0, smaps_dirty(m->addr, m->len));
-	EXPECT_EQ(0ULL, cont_folio_flags(page_at(m, m->bpages)) & CONT_KPF_DIRTY);
+	EXPECT_EQ(0ULL, cont_folio_flags(cont_page_at(m, m->bpages)) & CONT_KPF_DIRTY);
 }
 
 /* Cleaning goes through all entries of a block: they end up alike. */
-TEST_F_TIMEOUT(writeback, cleaned_blocks_are_folded, TIMEOUT)
+CONT_TEST_F(writeback, cleaned_blocks_are_folded)
 {
-	struct cont_map *m = &self->m;
-
-	if (!m->addr)
-		return;
 	write_all(m, 1);
 	ASSERT_EQ((long)m->len, cont_mapped(m->addr, m->len));
 	ASSERT_EQ(0, fsync(m->fd));

@@ -14,24 +14,9 @@
  * Breaks on: a batch that forgets to stay whole, that goes beyond its range, or that
  * drops access or dirty.
  */
-#include "contpte_util.h"
-#include <sys/wait.h>
-
-#include "../kselftest_harness.h"
-
-/* Emulators on busy machines are slow. */
-#undef TEST_TIMEOUT_DEFAULT
-#define TEST_TIMEOUT_DEFAULT	120
+#include "contpte_harness.h"
 
 #define NR_BLOCKS	4
-
-static bool all_folded(void *addr, size_t len)
-{
-	bool odd;
-
-	return cont_folded_bits(addr, len, &odd) == cont_all_bits(len / cont_size()) &&
-	       !odd;
-}
 
 static long long unfolds(void)
 {
@@ -51,40 +36,17 @@ FIXTURE_VARIANT(batch)
 	enum cont_source src;
 };
 
-FIXTURE_VARIANT_ADD(batch, anon)
-{
-	.src = CONT_ANON,
-};
-
-FIXTURE_VARIANT_ADD(batch, shmem)
-{
-	.src = CONT_SHMEM,
-};
-
-FIXTURE_VARIANT_ADD(batch, xfs)
-{
-	.src = CONT_XFS,
-};
-
-FIXTURE_VARIANT_ADD(batch, xfs_exec)
-{
-	.src = CONT_XFS_EXEC,
-};
+FIXTURE_VARIANT_ADD(batch, anon) { .src = CONT_ANON };
+FIXTURE_VARIANT_ADD(batch, shmem) { .src = CONT_SHMEM };
+FIXTURE_VARIANT_ADD(batch, xfs) { .src = CONT_XFS };
+FIXTURE_VARIANT_ADD(batch, xfs_exec) { .src = CONT_XFS_EXEC };
 
 FIXTURE_SETUP(batch)
 {
 	struct cont_map *m = &self->map;
-	int ret;
 
-	m->fd = -1;
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
-	ret = cont_map_make(m, variant->src, NR_BLOCKS);
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return, "%s", m->why);
-	ASSERT_EQ(0, ret) {
-		TH_LOG("%s", m->why);
-	}
+	if (!cont_setup(_metadata, m, variant->src, NR_BLOCKS, 0, 0))
+		return;
 	/* All entries become dirty and writable, so that none has to fault again. */
 	if (m->prot & PROT_WRITE)
 		cont_fill(m, 0, m->nr_pages, 0);
@@ -92,7 +54,7 @@ FIXTURE_SETUP(batch)
 	self->resv = cont_reserve(self->resv_len);
 	ASSERT_NE(MAP_FAILED, self->resv);
 	self->view = cont_align_up(self->resv, m->block);
-	ASSERT_TRUE(all_folded(m->addr, m->len));
+	ASSERT_TRUE(cont_all_folded(m->addr, m->len));
 }
 
 FIXTURE_TEARDOWN(batch)
@@ -103,40 +65,29 @@ FIXTURE_TEARDOWN(batch)
 }
 
 /* The parent stays folded, the child is, and exits without ado. */
-TEST_F(batch, fork)
+CONT_TEST_F(batch, fork)
 {
-	struct cont_map *m = &self->map;
 	long long before = unfolds();
-	int status;
-	pid_t pid;
+	pid_t pid = cont_fork();
 
-	if (!m->addr)
-		return;
-	fflush(stdout);
-	pid = fork();
-	ASSERT_LE(0, pid);
 	if (!pid) {
 		/* What is not copied (shared, or never written) is mapped by faults. */
 		cont_touch(m->addr, m->len);
-		_exit(!all_folded(m->addr, m->len) ||
+		_exit(!cont_all_folded(m->addr, m->len) ||
 		      cont_bad(m, 0, m->nr_pages, 0) != 0);
 	}
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, cont_wait(pid));
 	EXPECT_EQ(before, unfolds());
-	EXPECT_TRUE(all_folded(m->addr, m->len));
+	EXPECT_TRUE(cont_all_folded(m->addr, m->len));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 }
 
 /* A range that begins and ends inside of blocks cuts these two only. */
-TEST_F(batch, munmap_odd)
+CONT_TEST_F(batch, munmap_odd)
 {
-	struct cont_map *m = &self->map;
 	long long before = unfolds();
 	bool odd;
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, munmap(m->addr + m->page, m->len - 2 * m->page));
 	EXPECT_EQ(before + 2, unfolds());
 	EXPECT_EQ(0, cont_folded_bits(m->addr, m->len, &odd));
@@ -145,38 +96,32 @@ TEST_F(batch, munmap_odd)
 	EXPECT_EQ(0, cont_bad(m, m->nr_pages - 1, 1, 0));
 }
 
-TEST_F(batch, munmap)
+CONT_TEST_F(batch, munmap)
 {
-	struct cont_map *m = &self->map;
 	long long before = unfolds();
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, munmap(m->addr + m->block, 2 * m->block));
 	EXPECT_EQ(before, unfolds());
-	EXPECT_TRUE(all_folded(m->addr, m->block));
-	EXPECT_TRUE(all_folded(m->addr + 3 * m->block, m->block));
+	EXPECT_TRUE(cont_all_folded(m->addr, m->block));
+	EXPECT_TRUE(cont_all_folded(m->addr + 3 * m->block, m->block));
 	EXPECT_EQ(0, cont_bad(m, 0, m->bpages, 0));
 	EXPECT_EQ(0, cont_bad(m, 3 * m->bpages, m->bpages, 0));
 }
 
 /* The pages of a file come back as they were, others as zeroes. */
-TEST_F(batch, dontneed)
+CONT_TEST_F(batch, dontneed)
 {
-	struct cont_map *m = &self->map;
 	long long before = unfolds();
 	unsigned int i;
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(m->addr + m->block, 2 * m->block, MADV_DONTNEED));
 	EXPECT_EQ(before, unfolds());
 	for (i = m->bpages; i < 3 * m->bpages; i++)
-		ASSERT_EQ(0, cont_pfn(m->addr + i * m->page));
-	EXPECT_TRUE(all_folded(m->addr, m->block));
+		ASSERT_EQ(0, cont_pfn(cont_page_at(m, i)));
+	EXPECT_TRUE(cont_all_folded(m->addr, m->block));
 	if (m->fd < 0) {
 		for (i = m->bpages; i < 3 * m->bpages; i++)
-			ASSERT_TRUE(cont_page_zero(m->addr + i * m->page));
+			ASSERT_TRUE(cont_page_zero(cont_page_at(m, i)));
 		EXPECT_EQ(0, cont_bad(m, 0, m->bpages, 0));
 		EXPECT_EQ(0, cont_bad(m, 3 * m->bpages, m->bpages, 0));
 	} else {
@@ -184,14 +129,11 @@ TEST_F(batch, dontneed)
 	}
 }
 
-TEST_F(batch, dontneed_odd)
+CONT_TEST_F(batch, dontneed_odd)
 {
-	struct cont_map *m = &self->map;
 	long long before = unfolds();
 	unsigned int half = m->bpages / 2;
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(m->addr + half * m->page, m->len - m->block,
 			     MADV_DONTNEED));
 	EXPECT_EQ(before + 2, unfolds());
@@ -204,51 +146,39 @@ TEST_F(batch, dontneed_odd)
 }
 
 /* A process goes away with blocks that are its own. */
-TEST_F(batch, exit)
+CONT_TEST_F(batch, exit)
 {
-	struct cont_map *m = &self->map;
 	long long before;
-	int status;
 	pid_t pid;
 
-	if (!m->addr)
-		return;
-	fflush(stdout);
-	pid = fork();
-	ASSERT_LE(0, pid);
+	pid = cont_fork();
 	if (!pid) {
 		if (m->prot & PROT_WRITE)
 			cont_fill(m, 0, m->nr_pages, 1);
 		_exit(0);
 	}
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	ASSERT_EQ(0, status);
+	ASSERT_EQ(0, cont_wait(pid));
 	/* Writing may have unfolded. Once more, with nothing to copy. */
 	before = unfolds();
-	pid = fork();
-	ASSERT_LE(0, pid);
+	pid = cont_fork();
 	if (!pid) {
 		cont_touch(m->addr, m->len);
 		_exit(0);
 	}
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	ASSERT_EQ(0, status);
+	ASSERT_EQ(0, cont_wait(pid));
 	EXPECT_EQ(before, unfolds());
 }
 
-TEST_F(batch, mprotect)
+CONT_TEST_F(batch, mprotect)
 {
-	struct cont_map *m = &self->map;
 	int prot = m->prot & PROT_EXEC ? PROT_READ : m->prot & ~PROT_WRITE;
 	long long before = unfolds();
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, mprotect(m->addr, m->len, prot));
-	EXPECT_TRUE(all_folded(m->addr, m->len));
+	EXPECT_TRUE(cont_all_folded(m->addr, m->len));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 	ASSERT_EQ(0, mprotect(m->addr, m->len, m->prot));
-	EXPECT_TRUE(all_folded(m->addr, m->len));
+	EXPECT_TRUE(cont_all_folded(m->addr, m->len));
 	EXPECT_EQ(before, unfolds());
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 	/* What can be written can be written, in each page by itself. */
@@ -258,70 +188,54 @@ TEST_F(batch, mprotect)
 	}
 }
 
-TEST_F(batch, mprotect_odd)
+CONT_TEST_F(batch, mprotect_odd)
 {
-	struct cont_map *m = &self->map;
 	long long before = unfolds();
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, mprotect(m->addr + m->page, m->len - 2 * m->page, PROT_NONE));
 	EXPECT_EQ(before + 2, unfolds());
 	EXPECT_EQ(0, cont_bad(m, 0, 1, 0));
 	EXPECT_EQ(0, cont_bad(m, m->nr_pages - 1, 1, 0));
 	ASSERT_EQ(0, mprotect(m->addr, m->len, m->prot));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
-	EXPECT_TRUE(all_folded(m->addr, m->len));
+	EXPECT_TRUE(cont_all_folded(m->addr, m->len));
 }
 
-TEST_F(batch, mremap)
+CONT_TEST_F(batch, mremap)
 {
-	struct cont_map *m = &self->map;
-	char *old = m->addr, *to;
 	long long before = unfolds();
 
-	if (!m->addr)
-		return;
-	to = mremap(old, m->len, m->len, MREMAP_MAYMOVE | MREMAP_FIXED, self->view);
-	ASSERT_EQ(self->view, to);
+	ASSERT_TRUE(cont_mremap(m->addr, m->len, self->view));
 	EXPECT_EQ(before, unfolds());
-	EXPECT_TRUE(all_folded(to, m->len));
-	EXPECT_EQ(0, cont_bad_at(m, to, 0, m->nr_pages, 0));
+	EXPECT_TRUE(cont_all_folded(self->view, m->len));
+	EXPECT_EQ(0, cont_bad_at(m, self->view, 0, m->nr_pages, 0));
 }
 
 /* To where nothing can fold, and back. */
-TEST_F(batch, mremap_skewed)
+CONT_TEST_F(batch, mremap_skewed)
 {
-	struct cont_map *m = &self->map;
 	long long before = unfolds();
 	char *to = self->view + m->page;
 	bool odd;
 
-	if (!m->addr)
-		return;
-	ASSERT_EQ(to, mremap(m->addr, m->len, m->len,
-			     MREMAP_MAYMOVE | MREMAP_FIXED, to));
+	ASSERT_TRUE(cont_mremap(m->addr, m->len, to));
 	/* The end of a page table may come in the middle of a block. */
 	EXPECT_GE(before + 1, unfolds());
 	EXPECT_EQ(0, cont_folded_bits(self->view, m->len + m->block, &odd));
 	EXPECT_FALSE(odd);
 	EXPECT_EQ(0, cont_bad_at(m, to, 0, m->nr_pages, 0));
-	ASSERT_EQ(m->addr, mremap(to, m->len, m->len,
-				  MREMAP_MAYMOVE | MREMAP_FIXED, m->addr));
-	EXPECT_TRUE(all_folded(m->addr, m->len));
+	ASSERT_TRUE(cont_mremap(to, m->len, m->addr));
+	EXPECT_TRUE(cont_all_folded(m->addr, m->len));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 }
 
 /* Writeback cleans blocks as they are, and forgets nothing that was written. */
-TEST_F(batch, writeback)
+CONT_TEST_F(batch, writeback)
 {
-	struct cont_map *m = &self->map;
 	long long before;
 	unsigned int i, gen;
 	char *buf;
 
-	if (!m->addr)
-		return;
 	if (m->src != CONT_XFS)
 		SKIP(return, "only a shared file on disk is written back");
 	before = unfolds();
@@ -329,11 +243,11 @@ TEST_F(batch, writeback)
 	ASSERT_NE(NULL, buf);
 	for (gen = 1; gen < 4; gen++) {
 		cont_fill(m, 0, m->nr_pages, gen);
-		ASSERT_TRUE(all_folded(m->addr, m->len));
+		ASSERT_TRUE(cont_all_folded(m->addr, m->len));
 		before = unfolds();
 		ASSERT_EQ(0, fdatasync(m->fd));
 		EXPECT_EQ(before, unfolds());
-		EXPECT_TRUE(all_folded(m->addr, m->len));
+		EXPECT_TRUE(cont_all_folded(m->addr, m->len));
 		EXPECT_EQ(0, cont_page_flags(m->addr) & CONT_KPF_DIRTY);
 		/* Seen by the next writeback: entries are read-only again. */
 		cont_fill(m, m->bpages + 1, 1, gen + 10);
@@ -342,19 +256,16 @@ TEST_F(batch, writeback)
 		for (i = 0; i < m->nr_pages; i++) {
 			ASSERT_EQ((ssize_t)m->page, pread(m->fd, buf, m->page,
 							  m->off + i * m->page));
-			ASSERT_EQ(0, memcmp(buf, m->addr + i * m->page, m->page));
+			ASSERT_EQ(0, memcmp(buf, cont_page_at(m, i), m->page));
 		}
 	}
 	free(buf);
 }
 
-TEST_F(batch, truncate)
+CONT_TEST_F(batch, truncate)
 {
-	struct cont_map *m = &self->map;
 	long long before = unfolds();
 
-	if (!m->addr)
-		return;
 	if (m->fd < 0)
 		SKIP(return, "no file");
 	ASSERT_EQ(0, ftruncate(m->fd, m->off));
@@ -373,17 +284,9 @@ FIXTURE(batch_folio)
 FIXTURE_SETUP(batch_folio)
 {
 	struct cont_map *m = &self->map;
-	int ret;
 
-	m->fd = -1;
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
-	ret = cont_map_make(m, CONT_THP, 1);
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return, "%s", m->why);
-	ASSERT_EQ(0, ret) {
-		TH_LOG("%s", m->why);
-	}
+	if (!cont_setup(_metadata, m, CONT_THP, 1, 0, 0))
+		return;
 	/* A VMA that ends inside of it splits the PMD. The VMA is whole again. */
 	ASSERT_EQ(0, madvise(m->addr, m->page, MADV_NOHUGEPAGE));
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_NOHUGEPAGE));
@@ -401,13 +304,10 @@ static bool is_whole(const struct cont_map *m)
 	       (cont_page_flags(m->addr + m->len - m->page) & CONT_KPF_TAIL);
 }
 
-TEST_F(batch_folio, cold)
+CONT_TEST_F(batch_folio, cold)
 {
-	struct cont_map *m = &self->map;
 	long long before = unfolds();
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_COLD));
 	EXPECT_EQ(before, unfolds());
 	EXPECT_TRUE(is_whole(m));
@@ -416,13 +316,10 @@ TEST_F(batch_folio, cold)
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 }
 
-TEST_F(batch_folio, free)
+CONT_TEST_F(batch_folio, free)
 {
-	struct cont_map *m = &self->map;
 	long long before = unfolds();
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_FREE));
 	EXPECT_EQ(before, unfolds());
 	EXPECT_TRUE(is_whole(m));
@@ -435,13 +332,10 @@ TEST_F(batch_folio, free)
 }
 
 /* What is unmapped is free: no reference is forgotten. */
-TEST_F(batch_folio, munmap_frees)
+CONT_TEST_F(batch_folio, munmap_frees)
 {
-	struct cont_map *m = &self->map;
 	__u64 pfn, flags;
 
-	if (!m->addr)
-		return;
 	pfn = cont_pfn(m->addr);
 	ASSERT_NE(0, pfn);
 	ASSERT_EQ(0, munmap(m->addr, m->len));
@@ -452,21 +346,18 @@ TEST_F(batch_folio, munmap_frees)
 }
 
 /* Advice for a part must not change the rest. */
-TEST_F(batch_folio, free_part)
+CONT_TEST_F(batch_folio, free_part)
 {
-	struct cont_map *m = &self->map;
 	unsigned int half = m->nr_pages / 2 + 1;
 	unsigned int i;
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(m->addr, half * m->page, MADV_FREE));
 	EXPECT_EQ(0, cont_bad(m, half, m->nr_pages - half, 0));
 	madvise(m->addr, m->len, MADV_PAGEOUT);
 	EXPECT_EQ(0, cont_bad(m, half, m->nr_pages - half, 0));
 	for (i = 0; i < half; i++)
-		ASSERT_TRUE(cont_page_ok(m->addr + i * m->page, m->seed, i, 0) ||
-			    cont_page_zero(m->addr + i * m->page));
+		ASSERT_TRUE(cont_page_ok(cont_page_at(m, i), m->seed, i, 0) ||
+			    cont_page_zero(cont_page_at(m, i)));
 }
 
 TEST_HARNESS_MAIN

@@ -12,8 +12,7 @@
  */
 #include <linux/io_uring.h>
 #include <linux/mman.h>
-#include "../kselftest_harness.h"
-#include "contpte_util.h"
+#include "contpte_harness.h"
 
 #ifndef __NR_io_uring_setup
 #define __NR_io_uring_setup	425
@@ -22,37 +21,16 @@
 #define MAP_HUGE_SHIFT		26
 #endif
 
-/* Emulators on busy machines are slow. */
-#undef TEST_TIMEOUT_DEFAULT
-#define TEST_TIMEOUT_DEFAULT	120
-
 #define NR_BLOCKS	4
 /* The block that tests work on; it has others on both sides. */
 #define B		1
-
-static __u64 folded_bits(struct __test_metadata *_metadata, void *addr, size_t len)
-{
-	__u64 bits;
-	bool odd;
-
-	bits = cont_folded_bits(addr, len, &odd);
-	EXPECT_FALSE(odd) {
-		TH_LOG("a block is folded in part");
-	}
-	return bits;
-}
+#define ALL		cont_all_bits(NR_BLOCKS)
+#define ALL_BUT_B	(ALL & ~CONT_BIT(B))
 
 /* Folded blocks of the window. */
 static __u64 folded(struct __test_metadata *_metadata, struct cont_map *m)
 {
-	return folded_bits(_metadata, m->addr, m->len);
-}
-
-/* Permissions that leave the memory readable but make a different entry. */
-static int other_prot(const struct cont_map *m)
-{
-	/* Clean pages of a file on disk are write protected in any case. */
-	return m->src == CONT_XFS ? PROT_NONE : PROT_READ;
+	return cont_folded(_metadata, m->addr, m->len);
 }
 
 /* The numbers below nr in random order. */
@@ -70,29 +48,6 @@ static void shuffle(unsigned int *order, unsigned int nr, __u64 seed)
 	}
 }
 
-/* false: the test was skipped. */
-static bool make(struct __test_metadata *_metadata, struct cont_map *m,
-		 enum cont_source src, unsigned int nr_blocks)
-{
-	int ret;
-
-	if (!cont_supported())
-		SKIP(return false, CONT_NO_SUPPORT);
-	ret = cont_map_make(m, src, nr_blocks);
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return false, "%s", m->why);
-	ASSERT_EQ(0, ret) {
-		TH_LOG("%s", m->why);
-	}
-	/*
-	 * Dirty all entries, since a change of permissions and back leaves only
-	 * dirty ones writable.  A file on disk has no writable ones so far.
-	 */
-	if (src == CONT_ANON || src == CONT_SHMEM)
-		cont_fill(m, 0, m->nr_pages, 0);
-	return true;
-}
-
 FIXTURE(fold)
 {
 	struct cont_map map;
@@ -103,30 +58,14 @@ FIXTURE_VARIANT(fold)
 	enum cont_source src;
 };
 
-FIXTURE_VARIANT_ADD(fold, anon)
-{
-	.src = CONT_ANON,
-};
-
-FIXTURE_VARIANT_ADD(fold, shmem)
-{
-	.src = CONT_SHMEM,
-};
-
-FIXTURE_VARIANT_ADD(fold, xfs)
-{
-	.src = CONT_XFS,
-};
-
-FIXTURE_VARIANT_ADD(fold, xfs_exec)
-{
-	.src = CONT_XFS_EXEC,
-};
+FIXTURE_VARIANT_ADD(fold, anon) { .src = CONT_ANON };
+FIXTURE_VARIANT_ADD(fold, shmem) { .src = CONT_SHMEM };
+FIXTURE_VARIANT_ADD(fold, xfs) { .src = CONT_XFS };
+FIXTURE_VARIANT_ADD(fold, xfs_exec) { .src = CONT_XFS_EXEC };
 
 FIXTURE_SETUP(fold)
 {
-	self->map.fd = -1;
-	make(_metadata, &self->map, variant->src, NR_BLOCKS);
+	cont_setup_dirty(_metadata, &self->map, variant->src, NR_BLOCKS, 0, 0);
 }
 
 FIXTURE_TEARDOWN(fold)
@@ -135,40 +74,30 @@ FIXTURE_TEARDOWN(fold)
 }
 
 /* A populated range of large folios is folded from end to end. */
-TEST_F(fold, populated)
+CONT_TEST_F(fold, populated)
 {
-	struct cont_map *m = &self->map;
-
-	if (!m->addr)
-		return;
-	ASSERT_EQ(cont_all_bits(NR_BLOCKS), cont_expect_bits(m->addr, m->len));
-	EXPECT_EQ(cont_all_bits(NR_BLOCKS), folded(_metadata, m));
+	ASSERT_EQ(ALL, cont_expect_bits(m->addr, m->len));
+	EXPECT_EQ(ALL, folded(_metadata, m));
 	EXPECT_EQ((long)m->len, cont_mapped(m->addr, m->len));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 }
 
 /* smaps_rollup says what the VMAs in smaps say together. */
-TEST_F(fold, rollup)
+CONT_TEST_F(fold, rollup)
 {
-	struct cont_map *m = &self->map;
 	long rollup;
 
-	if (!m->addr)
-		return;
 	rollup = cont_rollup("ContPteMapped:");
 	EXPECT_LE((long)m->len, rollup);
 	EXPECT_EQ(cont_smaps(NULL, SIZE_MAX, "ContPteMapped:"), rollup);
 }
 
 /* The counters in vmstat move by the blocks that fold and unfold, or more. */
-TEST_F(fold, vmstat)
+CONT_TEST_F(fold, vmstat)
 {
-	struct cont_map *m = &self->map;
 	long long fold, unfold;
 	int i;
 
-	if (!m->addr)
-		return;
 	fold = cont_vmstat("contpte_fold");
 	unfold = cont_vmstat("contpte_unfold");
 	ASSERT_LE(0, fold);
@@ -181,64 +110,49 @@ TEST_F(fold, vmstat)
 }
 
 /* A block folds with its last entry, not before, in any order of them. */
-TEST_F(fold, random_order)
+CONT_TEST_F(fold, random_order)
 {
-	struct cont_map *m = &self->map;
 	unsigned int order[128], i;
-	__u64 but_b;
-	char *block;
-
-	if (!m->addr)
-		return;
-	but_b = cont_all_bits(NR_BLOCKS) & ~CONT_BIT(B);
-	block = m->addr + B * m->block;
+	char *block = m->addr + B * m->block;
 
 	shuffle(order, m->bpages, m->seed);
 	for (i = 0; i < m->bpages; i++)
 		ASSERT_EQ(0, mprotect(block + order[i] * m->page, m->page, PROT_NONE));
-	EXPECT_EQ(but_b, folded(_metadata, m));
+	EXPECT_EQ(ALL_BUT_B, folded(_metadata, m));
 
 	shuffle(order, m->bpages, m->seed + 1);
 	for (i = 0; i < m->bpages - 1; i++)
 		ASSERT_EQ(0, mprotect(block + order[i] * m->page, m->page, m->prot));
-	EXPECT_EQ(but_b, folded(_metadata, m));
+	EXPECT_EQ(ALL_BUT_B, folded(_metadata, m));
 
 	ASSERT_EQ(0, mprotect(block + order[i] * m->page, m->page, m->prot));
-	EXPECT_EQ(cont_all_bits(NR_BLOCKS), folded(_metadata, m));
+	EXPECT_EQ(ALL, folded(_metadata, m));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 }
 
 /* Memory without access has no valid entries, so nothing is folded. */
-TEST_F(fold, prot_none)
+CONT_TEST_F(fold, prot_none)
 {
-	struct cont_map *m = &self->map;
-
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, mprotect(m->addr, m->len, PROT_NONE));
 	EXPECT_EQ(0, cont_mapped(m->addr, m->len));
 	ASSERT_EQ(0, mprotect(m->addr, m->len, m->prot));
-	EXPECT_EQ(cont_all_bits(NR_BLOCKS), folded(_metadata, m));
+	EXPECT_EQ(ALL, folded(_metadata, m));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 }
 
 /* Virtual and physical address disagree modulo the block: nothing folds. */
-TEST_F(fold, incongruent)
+CONT_TEST_F(fold, incongruent)
 {
-	struct cont_map *m = &self->map;
-	char *dst, *at;
+	char *dst;
 
-	if (!m->addr)
-		return;
 	dst = cont_reserve(m->len + 3 * m->block);
 	ASSERT_NE(MAP_FAILED, (void *)dst);
 	dst = cont_align_up(dst, m->block) + m->page;
 
-	at = mremap(m->addr, m->len, m->len, MREMAP_MAYMOVE | MREMAP_FIXED, dst);
-	ASSERT_EQ((void *)dst, (void *)at);
-	EXPECT_EQ(0, cont_mapped(at, m->len));
-	EXPECT_EQ(0, cont_bad_at(m, at, 0, m->nr_pages, 0));
-	EXPECT_EQ(0, cont_mapped(at, m->len));
+	ASSERT_TRUE(cont_mremap(m->addr, m->len, dst));
+	EXPECT_EQ(0, cont_mapped(dst, m->len));
+	EXPECT_EQ(0, cont_bad_at(m, dst, 0, m->nr_pages, 0));
+	EXPECT_EQ(0, cont_mapped(dst, m->len));
 }
 
 /* Write all entries of the block again, but for the one of page. */
@@ -258,59 +172,41 @@ static void rewrite_around(struct __test_metadata *_metadata, struct cont_map *m
 	}
 }
 
-/* The pages of the window other than one of block B hold their data. */
-static unsigned int bad_around(struct cont_map *m, unsigned int page)
-{
-	unsigned int hole = B * m->bpages + page;
-
-	return cont_bad(m, 0, hole, 0) +
-	       cont_bad(m, hole + 1, m->nr_pages - hole - 1, 0);
-}
-
 /* A block with a page that is not mapped by any VMA never folds. */
-TEST_F(fold, hole_in_vma)
+CONT_TEST_F(fold, hole_in_vma)
 {
-	struct cont_map *m = &self->map;
 	unsigned int page;
 
-	if (!m->addr)
-		return;
 	page = cont_mix(m->seed) % m->bpages;
 	ASSERT_EQ(0, munmap(m->addr + B * m->block + page * m->page, m->page));
 	rewrite_around(_metadata, m, page);
-	EXPECT_EQ(cont_all_bits(NR_BLOCKS) & ~CONT_BIT(B), folded(_metadata, m));
-	EXPECT_EQ(0, bad_around(m, page));
+	EXPECT_EQ(ALL_BUT_B, folded(_metadata, m));
+	EXPECT_EQ(0, cont_bad_but(m, B * m->bpages + page, 1));
 }
 
 /* A block with an empty entry never folds. */
-TEST_F(fold, hole_in_table)
+CONT_TEST_F(fold, hole_in_table)
 {
-	struct cont_map *m = &self->map;
 	unsigned int page;
 	char *hole;
 
-	if (!m->addr)
-		return;
 	page = cont_mix(m->seed) % m->bpages;
 	hole = m->addr + B * m->block + page * m->page;
 	ASSERT_EQ(0, madvise(hole, m->page, MADV_DONTNEED));
 	rewrite_around(_metadata, m, page);
 	EXPECT_EQ(0, cont_pfn(hole));
-	EXPECT_EQ(cont_all_bits(NR_BLOCKS) & ~CONT_BIT(B), folded(_metadata, m));
-	EXPECT_EQ(0, bad_around(m, page));
+	EXPECT_EQ(ALL_BUT_B, folded(_metadata, m));
+	EXPECT_EQ(0, cont_bad_but(m, B * m->bpages + page, 1));
 }
 
 /* Two VMAs with different permissions in a block: it is not folded. */
-TEST_F(fold, two_vmas_differ)
+CONT_TEST_F(fold, two_vmas_differ)
 {
-	struct cont_map *m = &self->map;
 	char *block;
 
-	if (!m->addr)
-		return;
 	block = m->addr + B * m->block;
-	ASSERT_EQ(0, mprotect(block, m->block / 2, other_prot(m)));
-	EXPECT_EQ(cont_all_bits(NR_BLOCKS) & ~CONT_BIT(B), folded(_metadata, m));
+	ASSERT_EQ(0, mprotect(block, m->block / 2, cont_other_prot(m)));
+	EXPECT_EQ(ALL_BUT_B, folded(_metadata, m));
 	ASSERT_EQ(0, mprotect(block, m->block / 2, m->prot));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 }
@@ -319,15 +215,12 @@ TEST_F(fold, two_vmas_differ)
  * Two VMAs with equal entries in a block: it may stay folded, as a whole, and
  * comes apart when one of them goes.
  */
-TEST_F(fold, two_vmas_alike)
+CONT_TEST_F(fold, two_vmas_alike)
 {
-	struct cont_map *m = &self->map;
 	size_t half;
 	char *block;
 	long n;
 
-	if (!m->addr)
-		return;
 	block = m->addr + B * m->block;
 	half = m->block / 2;
 	ASSERT_EQ(0, madvise(block, half, MADV_DONTFORK));
@@ -337,10 +230,8 @@ TEST_F(fold, two_vmas_alike)
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 
 	ASSERT_EQ(0, munmap(block, half));
-	EXPECT_EQ(cont_all_bits(NR_BLOCKS) & ~CONT_BIT(B), folded(_metadata, m));
-	EXPECT_EQ(0, cont_bad(m, 0, B * m->bpages, 0));
-	EXPECT_EQ(0, cont_bad(m, B * m->bpages + m->bpages / 2,
-			      m->nr_pages - B * m->bpages - m->bpages / 2, 0));
+	EXPECT_EQ(ALL_BUT_B, folded(_metadata, m));
+	EXPECT_EQ(0, cont_bad_but(m, B * m->bpages, m->bpages / 2));
 }
 
 /* Files: what the page fault handler folds. */
@@ -354,25 +245,13 @@ FIXTURE_VARIANT(fold_file)
 	enum cont_source src;
 };
 
-FIXTURE_VARIANT_ADD(fold_file, shmem)
-{
-	.src = CONT_SHMEM,
-};
-
-FIXTURE_VARIANT_ADD(fold_file, xfs)
-{
-	.src = CONT_XFS,
-};
-
-FIXTURE_VARIANT_ADD(fold_file, xfs_exec)
-{
-	.src = CONT_XFS_EXEC,
-};
+FIXTURE_VARIANT_ADD(fold_file, shmem) { .src = CONT_SHMEM };
+FIXTURE_VARIANT_ADD(fold_file, xfs) { .src = CONT_XFS };
+FIXTURE_VARIANT_ADD(fold_file, xfs_exec) { .src = CONT_XFS_EXEC };
 
 FIXTURE_SETUP(fold_file)
 {
-	self->map.fd = -1;
-	make(_metadata, &self->map, variant->src, NR_BLOCKS);
+	cont_setup_dirty(_metadata, &self->map, variant->src, NR_BLOCKS, 0, 0);
 }
 
 FIXTURE_TEARDOWN(fold_file)
@@ -381,31 +260,25 @@ FIXTURE_TEARDOWN(fold_file)
 }
 
 /* Read faults in random order end in folded blocks. */
-TEST_F(fold_file, fault_order)
+CONT_TEST_F(fold_file, fault_order)
 {
 	unsigned int order[NR_BLOCKS * 128], i;
-	struct cont_map *m = &self->map;
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_DONTNEED));
 	ASSERT_EQ(0, cont_smaps(m->addr, m->len, "Rss:"));
 	EXPECT_EQ(0, cont_mapped(m->addr, m->len));
 	shuffle(order, m->nr_pages, m->seed);
 	for (i = 0; i < m->nr_pages; i++)
 		cont_touch(m->addr + order[i] * m->page, m->page);
-	EXPECT_EQ(cont_all_bits(NR_BLOCKS), folded(_metadata, m));
+	EXPECT_EQ(ALL, folded(_metadata, m));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 }
 
 /* An address that disagrees with the file offset: faults fold nothing. */
-TEST_F(fold_file, incongruent_offset)
+CONT_TEST_F(fold_file, incongruent_offset)
 {
-	struct cont_map *m = &self->map;
 	char *view;
 
-	if (!m->addr)
-		return;
 	view = cont_map_view(m, m->off, m->len, m->page, m->prot, m->flags);
 	ASSERT_NE(MAP_FAILED, (void *)view);
 	EXPECT_EQ(0, cont_bad_at(m, view, 0, m->nr_pages, 0));
@@ -414,15 +287,12 @@ TEST_F(fold_file, incongruent_offset)
 }
 
 /* Blocks that stick out of the VMA do not fold, those inside of it do. */
-TEST_F(fold_file, vma_edges)
+CONT_TEST_F(fold_file, vma_edges)
 {
-	struct cont_map *m = &self->map;
 	char *view, *end;
 	__u64 inner;
 	size_t len;
 
-	if (!m->addr)
-		return;
 	len = m->len - 2 * m->page;
 	view = cont_map_view(m, m->off + m->page, len, 0, m->prot, m->flags);
 	ASSERT_NE(MAP_FAILED, (void *)view);
@@ -433,8 +303,8 @@ TEST_F(fold_file, vma_edges)
 
 	EXPECT_EQ(0, cont_bad_at(m, view - m->page, 1, m->nr_pages - 2, 0));
 	EXPECT_EQ((long)len, cont_smaps(view, len, "Rss:"));
-	inner = cont_all_bits(NR_BLOCKS) & ~(CONT_BIT(0) | CONT_BIT(NR_BLOCKS - 1));
-	EXPECT_EQ(inner, folded_bits(_metadata, view - m->page, m->len));
+	inner = ALL & ~(CONT_BIT(0) | CONT_BIT(NR_BLOCKS - 1));
+	EXPECT_EQ(inner, cont_folded(_metadata, view - m->page, m->len));
 }
 
 /* Shared and writable files: first touch is a write. */
@@ -448,20 +318,12 @@ FIXTURE_VARIANT(fold_shared)
 	enum cont_source src;
 };
 
-FIXTURE_VARIANT_ADD(fold_shared, shmem)
-{
-	.src = CONT_SHMEM,
-};
-
-FIXTURE_VARIANT_ADD(fold_shared, xfs)
-{
-	.src = CONT_XFS,
-};
+FIXTURE_VARIANT_ADD(fold_shared, shmem) { .src = CONT_SHMEM };
+FIXTURE_VARIANT_ADD(fold_shared, xfs) { .src = CONT_XFS };
 
 FIXTURE_SETUP(fold_shared)
 {
-	self->map.fd = -1;
-	make(_metadata, &self->map, variant->src, NR_BLOCKS);
+	cont_setup_dirty(_metadata, &self->map, variant->src, NR_BLOCKS, 0, 0);
 }
 
 FIXTURE_TEARDOWN(fold_shared)
@@ -470,18 +332,15 @@ FIXTURE_TEARDOWN(fold_shared)
 }
 
 /* Write faults in random order end in folded blocks. */
-TEST_F(fold_shared, write_order)
+CONT_TEST_F(fold_shared, write_order)
 {
 	unsigned int order[NR_BLOCKS * 128], i;
-	struct cont_map *m = &self->map;
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_DONTNEED));
 	shuffle(order, m->nr_pages, m->seed);
 	for (i = 0; i < m->nr_pages; i++)
 		cont_fill(m, order[i], 1, 1);
-	EXPECT_EQ(cont_all_bits(NR_BLOCKS), folded(_metadata, m));
+	EXPECT_EQ(ALL, folded(_metadata, m));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 1));
 }
 
@@ -496,10 +355,8 @@ FIXTURE_SETUP(fold_pmd)
 {
 	struct cont_map *m = &self->map;
 
-	m->fd = -1;
-	if (!make(_metadata, m, CONT_THP, 0))
-		return;
-	self->page = m->addr + cont_mix(m->seed) % m->nr_pages * m->page;
+	if (cont_setup_dirty(_metadata, m, CONT_THP, 0, 0, 0))
+		self->page = cont_page_at(m, cont_mix(m->seed) % m->nr_pages);
 }
 
 FIXTURE_TEARDOWN(fold_pmd)
@@ -511,76 +368,50 @@ FIXTURE_TEARDOWN(fold_pmd)
 static void all_but_page(struct __test_metadata *_metadata, struct cont_map *m,
 			 char *page)
 {
-	unsigned int i = (page - m->addr) / m->page;
-
 	EXPECT_EQ((long)(m->len - m->block), cont_mapped(m->addr, m->len));
-	EXPECT_EQ(0, cont_bad(m, 0, i, 0));
-	EXPECT_EQ(0, cont_bad(m, i + 1, m->nr_pages - i - 1, 0));
+	EXPECT_EQ(0, cont_bad_but(m, (page - m->addr) / m->page, 1));
 }
 
 /* A PMD is no block, however large. */
-TEST_F(fold_pmd, whole)
+CONT_TEST_F(fold_pmd, whole)
 {
-	struct cont_map *m = &self->map;
-
-	if (!m->addr)
-		return;
 	EXPECT_EQ(0, cont_mapped(m->addr, m->len));
 	EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
 }
 
-TEST_F(fold_pmd, split_by_munmap)
+CONT_TEST_F(fold_pmd, split_by_munmap)
 {
-	struct cont_map *m = &self->map;
-
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, munmap(self->page, m->page));
 	all_but_page(_metadata, m, self->page);
 }
 
-TEST_F(fold_pmd, split_by_dontneed)
+CONT_TEST_F(fold_pmd, split_by_dontneed)
 {
-	struct cont_map *m = &self->map;
-
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(self->page, m->page, MADV_DONTNEED));
 	all_but_page(_metadata, m, self->page);
 }
 
-TEST_F(fold_pmd, split_by_mprotect)
+CONT_TEST_F(fold_pmd, split_by_mprotect)
 {
-	struct cont_map *m = &self->map;
-
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, mprotect(self->page, m->page, PROT_READ));
 	all_but_page(_metadata, m, self->page);
 }
 
-TEST_F(fold_pmd, split_by_mremap)
+CONT_TEST_F(fold_pmd, split_by_mremap)
 {
-	struct cont_map *m = &self->map;
 	char *dst;
 
-	if (!m->addr)
-		return;
 	dst = cont_reserve(m->page);
 	ASSERT_NE(MAP_FAILED, (void *)dst);
-	ASSERT_EQ((void *)dst, mremap(self->page, m->page, m->page,
-				      MREMAP_MAYMOVE | MREMAP_FIXED, dst));
+	ASSERT_TRUE(cont_mremap(self->page, m->page, dst));
 	all_but_page(_metadata, m, self->page);
 }
 
 /* The entries of the page are like all others. */
-TEST_F(fold_pmd, split_by_vma)
+CONT_TEST_F(fold_pmd, split_by_vma)
 {
-	struct cont_map *m = &self->map;
 	long n;
 
-	if (!m->addr)
-		return;
 	ASSERT_EQ(0, madvise(self->page, m->page, MADV_DONTFORK));
 	n = cont_mapped(m->addr, m->len);
 	EXPECT_TRUE(n == (long)m->len || n == (long)(m->len - m->block));
@@ -598,7 +429,7 @@ TEST(folios_of_all_sizes)
 	__u64 expect;
 	char *view;
 
-	if (!make(_metadata, &m, CONT_XFS, NR_BLOCKS))
+	if (!cont_setup_dirty(_metadata, &m, CONT_XFS, NR_BLOCKS, 0, 0))
 		return;
 	len = 16 * m.block;
 	view = cont_map_view(&m, 0, len, 0, PROT_READ, MAP_SHARED);
@@ -610,7 +441,7 @@ TEST(folios_of_all_sizes)
 	/* Readahead starts with small folios, and the window is larger ones. */
 	ASSERT_EQ(0, expect & 1);
 	ASSERT_NE(0, expect);
-	EXPECT_EQ(expect, folded_bits(_metadata, view, len));
+	EXPECT_EQ(expect, cont_folded(_metadata, view, len));
 	cont_map_free(&m);
 }
 
@@ -621,14 +452,14 @@ TEST(execute)
 	struct cont_map m;
 	unsigned int i;
 
-	if (!make(_metadata, &m, CONT_XFS_EXEC, NR_BLOCKS))
+	if (!cont_setup_dirty(_metadata, &m, CONT_XFS_EXEC, NR_BLOCKS, 0, 0))
 		return;
 	for (i = 0; i < m.nr_pages; i++) {
 		int (*func)() = (int (*)())(m.addr + i * m.page);
 
 		ASSERT_EQ((int)(cont_index(&m, i) & 0xffff), func());
 	}
-	EXPECT_EQ(cont_all_bits(NR_BLOCKS), folded(_metadata, &m));
+	EXPECT_EQ(ALL, folded(_metadata, &m));
 	cont_map_free(&m);
 #else
 	SKIP(return, CONT_NO_SUPPORT);
@@ -648,7 +479,7 @@ TEST(text_from_disk)
 
 	if (cont_size() != 64 << 10)
 		SKIP(return, "text comes in folios of 64K, which are no block here");
-	if (!make(_metadata, &m, CONT_XFS_EXEC, nr))
+	if (!cont_setup_dirty(_metadata, &m, CONT_XFS_EXEC, nr, 0, 0))
 		return;
 	rand = m.seed;
 	/* Nothing of it stays in the page cache. */
@@ -663,25 +494,33 @@ TEST(text_from_disk)
 		ASSERT_EQ(0, cont_pfn(at));
 		cont_load(at + cont_rand(&rand) % m.bpages * m.page);
 		EXPECT_TRUE(cont_block_is_one_folio(at));
-		EXPECT_EQ(cont_all_bits(1), folded_bits(_metadata, at, m.block));
+		EXPECT_EQ(cont_all_bits(1), cont_folded(_metadata, at, m.block));
 	}
 	EXPECT_EQ(0, cont_bad_at(&m, view, 0, m.nr_pages, 0));
 	cont_map_free(&m);
 }
 
+/* Anonymous memory without large folios, and none of its pages yet. */
+static char *small_pages(struct __test_metadata *_metadata, size_t len)
+{
+	char *mem = cont_reserve(len + cont_size());
+
+	ASSERT_NE(MAP_FAILED, (void *)mem);
+	mem = cont_align_up(mem, cont_size());
+	ASSERT_EQ(0, madvise(mem, len, MADV_NOHUGEPAGE));
+	ASSERT_EQ(0, mprotect(mem, len, PROT_READ | PROT_WRITE));
+	return mem;
+}
+
 /* Pages that are not part of a large folio, next to each other or not. */
 TEST(small_folios)
 {
-	size_t block = cont_size(), len = 32 * block, at;
+	size_t len = 32 * cont_size(), at;
 	char *mem;
 
 	if (!cont_supported())
 		SKIP(return, CONT_NO_SUPPORT);
-	mem = cont_reserve(len + block);
-	ASSERT_NE(MAP_FAILED, (void *)mem);
-	mem = cont_align_up(mem, block);
-	ASSERT_EQ(0, madvise(mem, len, MADV_NOHUGEPAGE));
-	ASSERT_EQ(0, mprotect(mem, len, PROT_READ | PROT_WRITE));
+	mem = small_pages(_metadata, len);
 	for (at = 0; at < len; at += cont_page_size())
 		cont_store(mem + at, at);
 	EXPECT_EQ((long)len, cont_smaps(mem, len, "Rss:"));
@@ -710,7 +549,7 @@ TEST(small_folios_shmem)
 	for (at = 0; at < len; at += cont_page_size())
 		cont_store(mem + at, at);
 	/* Nothing, unless shmem_enabled makes huge pages of this one too. */
-	EXPECT_EQ(cont_expect_bits(mem, len), folded_bits(_metadata, mem, len));
+	EXPECT_EQ(cont_expect_bits(mem, len), cont_folded(_metadata, mem, len));
 	close(fd);
 }
 
@@ -724,7 +563,7 @@ TEST(split_folio)
 	struct cont_map m;
 	unsigned int i;
 
-	if (!make(_metadata, &m, CONT_ANON, NR_BLOCKS))
+	if (!cont_setup_dirty(_metadata, &m, CONT_ANON, NR_BLOCKS, 0, 0))
 		return;
 	/* Of a part of a folio, this splits it. */
 	ASSERT_EQ(0, madvise(m.addr, m.page, MADV_COLD));
@@ -747,16 +586,12 @@ TEST(split_folio)
 /* The zero page, over and over. */
 TEST(zero_page)
 {
-	size_t block = cont_size(), len = 4 * block;
+	size_t len = 4 * cont_size();
 	char *mem;
 
 	if (!cont_supported())
 		SKIP(return, CONT_NO_SUPPORT);
-	mem = cont_reserve(len + block);
-	ASSERT_NE(MAP_FAILED, (void *)mem);
-	mem = cont_align_up(mem, block);
-	ASSERT_EQ(0, madvise(mem, len, MADV_NOHUGEPAGE));
-	ASSERT_EQ(0, mprotect(mem, len, PROT_READ | PROT_WRITE));
+	mem = small_pages(_metadata, len);
 	cont_touch(mem, len);
 	EXPECT_EQ(0, cont_mapped(mem, len));
 	ASSERT_EQ(0, mprotect(mem, len, PROT_READ));

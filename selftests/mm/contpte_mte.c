@@ -12,18 +12,11 @@
  * Breaks on: set_ptes() and its like if they look after the tags of the first page
  * of a run only.
  */
-#include "contpte_util.h"
-#include <sys/wait.h>
-
-#include "../kselftest_harness.h"
+#include "contpte_harness.h"
 
 #ifdef __aarch64__
 #include <sys/auxv.h>
 #endif
-
-/* Emulators on busy machines are slow. */
-#undef TEST_TIMEOUT_DEFAULT
-#define TEST_TIMEOUT_DEFAULT	120
 
 #define MTE_PROT	0x20	/* PROT_MTE */
 #define MTE_HWCAP2	0x40000	/* HWCAP2_MTE */
@@ -90,7 +83,7 @@ static void tag_all(struct cont_map *m, unsigned int gen)
 	unsigned int i;
 
 	for (i = 0; i < m->nr_pages; i++)
-		tag_page(m->addr + i * m->page, m->page, tag_of(i, gen));
+		tag_page(cont_page_at(m, i), m->page, tag_of(i, gen));
 }
 
 /* How many pages, seen at @base, have other tags than those of @gen. */
@@ -111,14 +104,6 @@ static unsigned int wrong_tags(struct cont_map *m, const char *base, unsigned in
 	return wrong;
 }
 
-static bool all_folded(void *addr, size_t len)
-{
-	bool odd;
-
-	return cont_folded_bits(addr, len, &odd) == cont_all_bits(len / cont_size()) &&
-	       !odd;
-}
-
 FIXTURE(mte)
 {
 	struct cont_map map;
@@ -129,41 +114,25 @@ FIXTURE_VARIANT(mte)
 	enum cont_source src;
 };
 
-FIXTURE_VARIANT_ADD(mte, anon)
-{
-	.src = CONT_ANON,
-};
-
-FIXTURE_VARIANT_ADD(mte, shmem)
-{
-	.src = CONT_SHMEM,
-};
+FIXTURE_VARIANT_ADD(mte, anon) { .src = CONT_ANON };
+FIXTURE_VARIANT_ADD(mte, shmem) { .src = CONT_SHMEM };
 
 /* Folded memory that gets its tags while it is folded */
 FIXTURE_SETUP(mte)
 {
 	struct cont_map *m = &self->map;
 	unsigned int i;
-	int ret;
 
-	m->fd = -1;
 	if (!mte_supported())
 		SKIP(return, "no MTE");
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
-	ret = cont_map_make(m, variant->src, NR_BLOCKS);
-	if (ret == CONT_MAKE_SKIP)
-		SKIP(return, "%s", m->why);
-	ASSERT_EQ(0, ret) {
-		TH_LOG("%s", m->why);
-	}
-	cont_fill(m, 0, m->nr_pages, 0);
-	ASSERT_TRUE(all_folded(m->addr, m->len));
+	if (!cont_setup_dirty(_metadata, m, variant->src, NR_BLOCKS, 0, 0))
+		return;
+	ASSERT_TRUE(cont_all_folded(m->addr, m->len));
 	ASSERT_EQ(0, mprotect(m->addr, m->len, m->prot | MTE_PROT));
 	cont_touch(m->addr, m->len);
-	ASSERT_TRUE(all_folded(m->addr, m->len));
+	ASSERT_TRUE(cont_all_folded(m->addr, m->len));
 	for (i = 0; i < m->nr_pages; i++)
-		ASSERT_TRUE(has_tag(m->addr + i * m->page, m->page, 0));
+		ASSERT_TRUE(has_tag(cont_page_at(m, i), m->page, 0));
 	tag_all(m, 0);
 	ASSERT_EQ(0, wrong_tags(m, m->addr, 0));
 }
@@ -174,14 +143,11 @@ FIXTURE_TEARDOWN(mte)
 }
 
 /* Unfolds each block at one of its pages, and folds it again. */
-TEST_F(mte, unfold)
+CONT_TEST_F(mte, unfold)
 {
-	struct cont_map *m = &self->map;
 	unsigned int i;
 	bool odd;
 
-	if (!m->addr)
-		return;
 	for (i = 0; i < m->nr_blocks; i++)
 		ASSERT_EQ(0, mprotect(m->addr + i * m->block + (i * 3 + 1) * m->page,
 				      m->page, PROT_READ | MTE_PROT));
@@ -195,30 +161,22 @@ TEST_F(mte, unfold)
 }
 
 /* What the child or the parent writes to is copied with its tags. */
-TEST_F(mte, fork)
+CONT_TEST_F(mte, fork)
 {
-	struct cont_map *m = &self->map;
 	unsigned int i, ok = 1;
-	int status;
-	pid_t pid;
+	pid_t pid = cont_fork();
 
-	if (!m->addr)
-		return;
-	fflush(stdout);
-	pid = fork();
-	ASSERT_LE(0, pid);
 	if (!pid) {
 		if (wrong_tags(m, m->addr, 0))
 			_exit(1);
 		for (i = 0; i < m->nr_pages; i += 3)
-			cont_page_fill(m->addr + i * m->page, m->seed, cont_index(m, i), 1);
+			cont_page_fill(cont_page_at(m, i), m->seed, cont_index(m, i), 1);
 		ok = !wrong_tags(m, m->addr, 0);
 		if (m->src == CONT_ANON)
 			tag_all(m, 1);
 		_exit(!ok);
 	}
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, cont_wait(pid));
 	EXPECT_EQ(0, wrong_tags(m, m->addr, 0));
 	if (m->src == CONT_ANON)
 		EXPECT_EQ(0, cont_bad(m, 0, m->nr_pages, 0));
@@ -228,21 +186,17 @@ TEST_F(mte, fork)
 }
 
 /* Two blocks on, where they still fit as they are, and then where they do not. */
-TEST_F(mte, mremap)
+CONT_TEST_F(mte, mremap)
 {
-	struct cont_map *m = &self->map;
 	size_t skew[] = { 0, m->page };
 	char *from = m->addr, *resv, *to;
 	unsigned int i;
 
-	if (!m->addr)
-		return;
 	for (i = 0; i < 2; i++) {
 		resv = cont_reserve(m->len + 2 * m->block);
 		ASSERT_NE(MAP_FAILED, resv);
 		to = cont_align_up(resv, m->block) + skew[i];
-		ASSERT_EQ(to, mremap(from, m->len, m->len,
-				     MREMAP_MAYMOVE | MREMAP_FIXED, to));
+		ASSERT_TRUE(cont_mremap(from, m->len, to));
 		EXPECT_EQ(0, wrong_tags(m, to, 0));
 		EXPECT_EQ(0, cont_bad_at(m, to, 0, m->nr_pages, 0));
 		from = to;
@@ -266,18 +220,15 @@ static bool tag_head(struct cont_map *m)
 }
 
 /* Tags go out with the pages, and come in with them. */
-TEST_F(mte, swap)
+CONT_TEST_F(mte, swap)
 {
-	struct cont_map *m = &self->map;
 	unsigned int i, out = 0;
 	__u64 ent;
 
-	if (!m->addr)
-		return;
 	ASSERT_TRUE(tag_head(m));
 	ASSERT_EQ(0, madvise(m->addr, m->len, MADV_PAGEOUT));
 	for (i = 0; i < m->nr_pages; i++)
-		if (cont_pagemap(m->addr + i * m->page, 1, &ent) && !(ent & CONT_PM_PRESENT))
+		if (cont_pagemap(cont_page_at(m, i), 1, &ent) && !(ent & CONT_PM_PRESENT))
 			out++;
 	if (!out)
 		SKIP(return, "nothing was swapped out");

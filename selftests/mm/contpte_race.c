@@ -32,7 +32,6 @@
  */
 #include "race_util.h"
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -461,7 +460,7 @@ static bool move(char *from, char *to, size_t len)
 {
 	size_t half = len / map.page / 2 * map.page;
 
-	if (mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to)
+	if (cont_mremap(from, len, to))
 		return true;
 	/* More than one VMA, because of OP_ANY_SPLIT, does not move in one go. */
 	return errno == EFAULT && half && move(from, to, half) &&
@@ -528,9 +527,7 @@ static bool do_fork(struct worker *w)
 	memcpy(w->snap, &sh->page[w->first], w->nr * sizeof(*w->snap));
 	pid = fork();
 	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (getppid() != parent)
-			_exit(1);
+		cont_die_with(parent);
 		w->child = true;
 		_exit(child_main(w) ? 0 : 1);
 	}
@@ -541,9 +538,9 @@ static bool do_fork(struct worker *w)
 		w->gen++;
 		write_pages(w);
 	}
-	while (waitpid(pid, &status, 0) != pid)
-		if (errno != EINTR)
-			return fail_call(w, "waitpid");
+	status = cont_wait(pid);
+	if (status < 0)
+		return fail_call(w, "waitpid");
 	if (status)
 		return fail(w, "child ended with status 0x%x", status);
 	return true;
@@ -1040,9 +1037,7 @@ static bool round_of_processes(struct race *race)
 	for (i = 0; i < NR_PROCS; i++) {
 		pid = fork();
 		if (!pid) {
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			if (getppid() != parent)
-				_exit(1);
+			cont_die_with(parent);
 			process_main(race, i, done);
 		}
 		if (pid < 0) {
@@ -1157,29 +1152,17 @@ static void run_case(struct race *race, const char *name, enum cont_source src,
 	int status;
 
 	memset(sh, 0, sizeof(*sh));
-	fflush(stdout);
-	pid = fork();
+	pid = cont_fork();
 	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (getppid() != parent)
-			_exit(1);
+		cont_die_with(parent);
 		case_main(race, src, round);
 	}
-	if (pid < 0)
-		ksft_exit_fail_msg("fork: %s\n", strerror(errno));
-	while (waitpid(pid, &status, 0) != pid)
-		if (errno != EINTR)
-			ksft_exit_fail_msg("waitpid: %s\n", strerror(errno));
-	if (WIFEXITED(status) && WEXITSTATUS(status) == KSFT_SKIP) {
-		ksft_test_result_skip("%s: %s\n", name, sh->why);
-		return;
-	}
-	race->failed = status;
-	snprintf(race->why, sizeof(race->why), "%s (status 0x%x, round %lu)",
-		 sh->why, status, sh->rounds);
+	status = cont_wait(pid);
+	if (status < 0)
+		ksft_exit_fail_msg("child: %s\n", strerror(errno));
 	ksft_print_msg("%s: %lu rounds, %lu steps (%lu got no pages), %lu in background\n",
 		       name, sh->rounds, sh->steps, sh->skipped, sh->background);
-	race_result(race, name);
+	race_child_result(race, name, status, sh->why, sh->rounds);
 }
 
 static const struct {
@@ -1198,21 +1181,13 @@ static const struct {
 
 int main(int argc, char **argv)
 {
-	struct sigaction sa = {
-		.sa_sigaction = on_fault,
-		.sa_flags = SA_SIGINFO,
-	};
 	struct race race;
 	unsigned int i;
 
 	race_options(&race, argc, argv, DEFAULT_SECONDS, DEFAULT_THREADS);
 	ksft_set_plan(NR_CASES);
-	sh = mmap(NULL, sizeof(*sh), PROT_READ | PROT_WRITE,
-		  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (sh == MAP_FAILED)
-		ksft_exit_fail_msg("mmap: %s\n", strerror(errno));
-	sigaction(SIGSEGV, &sa, NULL);
-	sigaction(SIGBUS, &sa, NULL);
+	sh = race_shared(sizeof(*sh));
+	cont_on_fault(on_fault);
 
 	if (!cont_supported())
 		ksft_print_msg("%s: data is checked all the same\n", CONT_NO_SUPPORT);

@@ -14,14 +14,8 @@
  * CONTPTE_SEED=n repeats the operations of each thread (the seed of a run is in
  * its output), CONTPTE_STRESS_OPS=n makes each thread do n of them.
  */
-#include "contpte_util.h"
+#include "contpte_harness.h"
 #include <pthread.h>
-#include <signal.h>
-#include <sys/wait.h>
-
-#include "../kselftest_harness.h"
-
-#define TIMEOUT		280
 
 #define NR_THREADS	4
 #define NR_BLOCKS	12
@@ -139,11 +133,6 @@ static unsigned int below(struct thread *t, unsigned int n)
 	return cont_rand(&t->rand) % n;
 }
 
-static char *addr_of(struct stress *s, unsigned int page)
-{
-	return s->m.addr + page * s->m.page;
-}
-
 static __u64 owner_seed(const struct stress *s, unsigned int owner, unsigned int gen)
 {
 	return gen ? s->m.seed + 1 + owner : s->m.seed;
@@ -184,7 +173,7 @@ static bool verify_at(struct thread *t, const struct run *r, const char *at,
 
 static bool verify(struct thread *t, const struct run *r, const char *when)
 {
-	return verify_at(t, r, addr_of(t->s, r->first), when);
+	return verify_at(t, r, cont_page_at(&t->s->m, r->first), when);
 }
 
 /* All that the thread owns. */
@@ -206,7 +195,7 @@ static void write_run(struct thread *t, const struct run *r)
 	for (i = r->first; i < r->first + r->nr; i++) {
 		s->page[i].gen = t->nr + 1;
 		s->page[i].content = WRITTEN;
-		cont_page_fill(addr_of(s, i), owner_seed(s, t->id, s->page[i].gen),
+		cont_page_fill(cont_page_at(&s->m, i), owner_seed(s, t->id, s->page[i].gen),
 			       cont_index(&s->m, i), s->page[i].gen);
 	}
 }
@@ -255,31 +244,15 @@ static bool do_remap(struct thread *t, const struct run *r, char *at, size_t len
 	return true;
 }
 
-static bool move(struct thread *t, char *from, size_t len, char *to)
-{
-	size_t page = t->s->m.page, at;
-
-	if (mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to)
-		return true;
-	/* VMAs that did not merge are not moved in one go. */
-	if (errno != EFAULT)
-		return false;
-	for (at = 0; at < len; at += page)
-		if (mremap(from + at, page, page, MREMAP_MAYMOVE | MREMAP_FIXED,
-			   to + at) != to + at)
-			return false;
-	return true;
-}
-
 static bool do_mremap(struct thread *t, const struct run *r, char *at, size_t len)
 {
 	char *to = t->s->spare[t->id] + r->first * t->s->m.page;
 
-	if (!move(t, at, len, to))
+	if (!cont_mremap_pages(at, len, to))
 		return failed(t, "mremap");
 	if (!verify_at(t, r, to, "after mremap"))
 		return false;
-	if (!move(t, to, len, at))
+	if (!cont_mremap_pages(to, len, at))
 		return failed(t, "mremap back");
 	return true;
 }
@@ -287,11 +260,9 @@ static bool do_mremap(struct thread *t, const struct run *r, char *at, size_t le
 static bool do_fork(struct thread *t, const struct run *r)
 {
 	bool shared = t->s->m.flags == MAP_SHARED;
-	int status;
-	pid_t pid;
+	pid_t pid = fork();
 	bool ok;
 
-	pid = fork();
 	if (!pid) {
 		ok = verify_own(t, "after fork");
 		if (ok && !shared) {
@@ -305,8 +276,7 @@ static bool do_fork(struct thread *t, const struct run *r)
 	}
 	if (pid < 0)
 		return failed(t, "fork");
-	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status) ||
-	    WEXITSTATUS(status)) {
+	if (cont_wait(pid)) {
 		snprintf(t->why, sizeof(t->why), "child saw wrong data");
 		return false;
 	}
@@ -317,7 +287,7 @@ static bool do_op(struct thread *t)
 {
 	const struct run *r = &t->at;
 	struct cont_map *m = &t->s->m;
-	char *at = addr_of(t->s, r->first);
+	char *at = cont_page_at(&t->s->m, r->first);
 	size_t len = r->nr * m->page;
 
 	switch (t->op) {
@@ -487,8 +457,7 @@ static bool make_spare(struct stress *s, char **resv)
 	size_t pmd = s->m.pmd, each = 2 * pmd + s->m.len;
 	unsigned int i;
 
-	*resv = mmap(NULL, NR_THREADS * each, PROT_NONE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	*resv = cont_reserve(NR_THREADS * each);
 	if (*resv == MAP_FAILED)
 		return false;
 	for (i = 0; i < NR_THREADS; i++)
@@ -507,45 +476,23 @@ FIXTURE_VARIANT(stress)
 	enum cont_source src;
 };
 
-FIXTURE_VARIANT_ADD(stress, anon)
-{
-	.src = CONT_ANON,
-};
-
-FIXTURE_VARIANT_ADD(stress, shmem)
-{
-	.src = CONT_SHMEM,
-};
-
-FIXTURE_VARIANT_ADD(stress, xfs)
-{
-	.src = CONT_XFS,
-};
+FIXTURE_VARIANT_ADD(stress, anon) { .src = CONT_ANON };
+FIXTURE_VARIANT_ADD(stress, shmem) { .src = CONT_SHMEM };
+FIXTURE_VARIANT_ADD(stress, xfs) { .src = CONT_XFS };
 
 FIXTURE_SETUP(stress)
 {
-	struct sigaction sa = {
-		.sa_sigaction = on_segv,
-		.sa_flags = SA_SIGINFO,
-	};
 	struct stress *s;
-	int ret;
 
-	if (!cont_supported())
-		SKIP(return, CONT_NO_SUPPORT);
 	s = calloc(1, sizeof(*s));
 	ASSERT_NE(NULL, s);
-	ret = cont_map_make(&s->m, variant->src, NR_BLOCKS);
-	if (ret == CONT_MAKE_SKIP) {
+	if (!cont_setup(_metadata, &s->m, variant->src, NR_BLOCKS, 0, 0)) {
 		free(s);
-		SKIP(return, "%s", s->m.why);
+		return;
 	}
-	ASSERT_EQ(0, ret)
-		TH_LOG("%s", s->m.why);
 	s->page = calloc(s->m.nr_pages, sizeof(*s->page));
 	ASSERT_NE(NULL, s->page);
-	ASSERT_EQ(0, sigaction(SIGSEGV, &sa, NULL));
-	ASSERT_EQ(0, sigaction(SIGBUS, &sa, NULL));
+	cont_on_fault(on_segv);
 	self->s = s;
 }
 
@@ -595,7 +542,6 @@ static void run_stress(struct __test_metadata *_metadata, struct stress *s,
 	__u64 rand, folded;
 	char *resv;
 	bool odd;
-	int ret;
 
 	s->weight = weight;
 	s->total_weight = 0;
@@ -608,11 +554,8 @@ static void run_stress(struct __test_metadata *_metadata, struct stress *s,
 	for (done = 0; done < ops; done += now) {
 		now = ops - done < ROUND_OPS ? ops - done : ROUND_OPS;
 		if (done) {
-			ret = cont_map_renew(&s->m);
-			if (ret == CONT_MAKE_SKIP)
-				SKIP(return, "after %u operations: %s", done, s->m.why);
-			ASSERT_EQ(0, ret)
-				TH_LOG("%s", s->m.why);
+			if (!cont_made(_metadata, &s->m, cont_map_renew(&s->m)))
+				return;
 			memset(s->page, 0, s->m.nr_pages * sizeof(*s->page));
 		}
 		ASSERT_EQ((long)s->m.len, cont_mapped(s->m.addr, s->m.len));
@@ -649,7 +592,7 @@ static const unsigned char fold_mix[NR_OPS] = {
 	[OP_MREMAP]		= 4,
 };
 
-TEST_F_TIMEOUT(stress, fold, TIMEOUT)
+TEST_F(stress, fold)
 {
 	if (self->s)
 		run_stress(_metadata, self->s, fold_mix);
@@ -668,7 +611,7 @@ static const unsigned char unfold_mix[NR_OPS] = {
 	[OP_MPROTECT_EXEC]	= 1,
 };
 
-TEST_F_TIMEOUT(stress, unfold, TIMEOUT)
+TEST_F(stress, unfold)
 {
 	if (self->s)
 		run_stress(_metadata, self->s, unfold_mix);
@@ -685,7 +628,7 @@ static const unsigned char access_dirty_mix[NR_OPS] = {
 	[OP_PAGEOUT]		= 1,
 };
 
-TEST_F_TIMEOUT(stress, access_dirty, TIMEOUT)
+TEST_F(stress, access_dirty)
 {
 	if (self->s)
 		run_stress(_metadata, self->s, access_dirty_mix);
@@ -700,7 +643,7 @@ static const unsigned char protection_mix[NR_OPS] = {
 	[OP_MPROTECT_EXEC]	= 6,
 };
 
-TEST_F_TIMEOUT(stress, protection, TIMEOUT)
+TEST_F(stress, protection)
 {
 	if (self->s)
 		run_stress(_metadata, self->s, protection_mix);
@@ -723,7 +666,7 @@ static const unsigned char every_mix[NR_OPS] = {
 	[OP_PAGEOUT]		= 1,
 };
 
-TEST_F_TIMEOUT(stress, everything, TIMEOUT)
+TEST_F(stress, everything)
 {
 	if (self->s)
 		run_stress(_metadata, self->s, every_mix);

@@ -34,6 +34,7 @@
 #define __SANE_USERSPACE_TYPES__
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -43,10 +44,12 @@
 #include <time.h>
 #include <unistd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/types.h>
+#include <sys/wait.h>
 #include <linux/types.h>
 
 #ifndef MADV_COLD
@@ -123,6 +126,15 @@ static inline __u64 cont_load(const void *p)
 static inline void cont_store(void *p, __u64 val)
 {
 	__atomic_store_n((__u64 *)p, val, __ATOMIC_RELAXED);
+}
+
+/* Have fn called when an access faults, of which the process would die. */
+static inline void cont_on_fault(void (*fn)(int sig, siginfo_t *info, void *context))
+{
+	struct sigaction sa = { .sa_sigaction = fn, .sa_flags = SA_SIGINFO };
+
+	sigaction(SIGSEGV, &sa, NULL);
+	sigaction(SIGBUS, &sa, NULL);
 }
 
 /* ---- sizes and support ------------------------------------------------ */
@@ -493,6 +505,16 @@ static inline __u64 cont_folded_bits(void *addr, size_t len, bool *odd)
 	return bits;
 }
 
+/* All blocks of [addr, addr + len) are folded. */
+static inline bool cont_all_folded(void *addr, size_t len)
+{
+	__u64 bits;
+	bool odd;
+
+	bits = cont_folded_bits(addr, len, &odd);
+	return bits == cont_all_bits(len / cont_size()) && !odd;
+}
+
 /* ---- seeds and patterns ----------------------------------------------- */
 
 /* From CONTPTE_SEED, else the clock; printed, so that a run can be repeated. */
@@ -566,6 +588,16 @@ static inline bool cont_page_zero(const void *page)
 	return true;
 }
 
+/**
+ * cont_page_at() - address of a page of the window
+ * @m: the window
+ * @i: number of the page
+ */
+static inline char *cont_page_at(const struct cont_map *m, unsigned int i)
+{
+	return m->addr + i * m->page;
+}
+
 /* Index that the pattern has in page i of the window (its page in the file). */
 static inline __u64 cont_index(const struct cont_map *m, unsigned int i)
 {
@@ -579,7 +611,7 @@ static inline void cont_fill(struct cont_map *m, unsigned int first,
 	unsigned int i;
 
 	for (i = first; i < first + nr; i++)
-		cont_page_fill(m->addr + i * m->page, m->seed, cont_index(m, i), gen);
+		cont_page_fill(cont_page_at(m, i), m->seed, cont_index(m, i), gen);
 }
 
 /*
@@ -610,6 +642,61 @@ static inline unsigned int cont_bad(const struct cont_map *m, unsigned int first
 	return cont_bad_at(m, m->addr, first, nr, gen);
 }
 
+/**
+ * cont_bad_but() - look at all pages but some in a row
+ * @m: the window
+ * @first: the first page not to look at
+ * @nr: how many not to look at
+ *
+ * Return: how many of the others do not hold generation 0.
+ */
+static inline unsigned int cont_bad_but(const struct cont_map *m, unsigned int first,
+					unsigned int nr)
+{
+	return cont_bad(m, 0, first, 0) +
+	       cont_bad(m, first + nr, m->nr_pages - first - nr, 0);
+}
+
+/**
+ * cont_other_prot() - permissions that make for a different entry
+ * @m: the window
+ *
+ * Return: those that leave it readable, where that is different: clean pages of a
+ * file on disk are write protected in any case.
+ */
+static inline int cont_other_prot(const struct cont_map *m)
+{
+	return m->src == CONT_XFS ? PROT_NONE : PROT_READ;
+}
+
+/**
+ * cont_mremap() - move memory to a place that is given
+ * @from: what to move
+ * @len: how much of it
+ * @to: where to
+ *
+ * Return: whether it is there.
+ */
+static inline bool cont_mremap(char *from, size_t len, char *to)
+{
+	return mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to;
+}
+
+/* The same, page by page where VMAs that did not merge are not moved in one go. */
+static inline bool cont_mremap_pages(char *from, size_t len, char *to)
+{
+	size_t page = cont_page_size(), at;
+
+	if (cont_mremap(from, len, to))
+		return true;
+	if (errno != EFAULT)
+		return false;
+	for (at = 0; at < len; at += page)
+		if (!cont_mremap(from + at, page, to + at))
+			return false;
+	return true;
+}
+
 /* Read from every page. */
 static inline void cont_touch(const void *addr, size_t len)
 {
@@ -617,6 +704,41 @@ static inline void cont_touch(const void *addr, size_t len)
 
 	for (at = 0; at < len; at += page)
 		cont_load((char *)addr + at);
+}
+
+/* ---- children --------------------------------------------------------- */
+
+/* fork(); what has been printed so far is printed once. */
+static inline pid_t cont_fork(void)
+{
+	fflush(stdout);
+	return fork();
+}
+
+/* To be called by a child, which then ends with its parent. */
+static inline void cont_die_with(pid_t parent)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent)
+		_exit(1);
+}
+
+/**
+ * cont_wait() - wait for the end of a child
+ * @pid: what fork() returned to the parent
+ *
+ * Return: its status as from waitpid(), or -1 with errno if there is no child.
+ */
+static inline int cont_wait(pid_t pid)
+{
+	int status;
+
+	if (pid < 0)
+		return -1;
+	while (waitpid(pid, &status, 0) != pid)
+		if (errno != EINTR)
+			return -1;
+	return status;
 }
 
 /* ---- makers ----------------------------------------------------------- */
@@ -923,8 +1045,11 @@ static inline int cont_make_xfs(struct cont_map *m)
 	return 0;
 }
 
+/* One that is all zeroes has never been made. */
 static inline void cont_map_free(struct cont_map *m)
 {
+	if (!m->page)
+		return;
 	if (m->resv)
 		munmap(m->resv, m->resv_len);
 	if (m->fd >= 0)

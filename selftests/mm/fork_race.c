@@ -36,7 +36,6 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -276,20 +275,12 @@ static bool go_on(struct race *race)
 	return race_on(race) && !__atomic_load_n(&sh->failed, __ATOMIC_ACQUIRE);
 }
 
-static void die_with(pid_t parent)
-{
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (getppid() != parent)
-		_exit(1);
-}
-
 static bool reap(pid_t pid)
 {
-	int status;
+	int status = cont_wait(pid);
 
-	while (waitpid(pid, &status, 0) != pid)
-		if (errno != EINTR)
-			return fail_call("waitpid");
+	if (status < 0)
+		return fail_call("waitpid");
 	return !status || fail("process %d ended with status 0x%x", pid, status);
 }
 
@@ -424,7 +415,7 @@ static bool grandchild(__u64 *rand, unsigned int who)
 
 	pid = fork();
 	if (!pid) {
-		die_with(parent);
+		cont_die_with(parent);
 		role = "grandchild";
 		/* The child's VMAs are still to be wiped on fork. */
 		for (i = 0; i < nr_pages; i++) {
@@ -630,7 +621,7 @@ static bool start_child(struct race_thread *t, pid_t *pid, unsigned int slot)
 	kick_writers();
 	pid[slot] = fork();
 	if (!pid[slot]) {
-		die_with(parent);
+		cont_die_with(parent);
 		child_main(t->race, slot, rand);
 	}
 	__atomic_store_n(&sh->forking, false, __ATOMIC_RELEASE);
@@ -818,7 +809,7 @@ static void folded_case(const struct fork_case *c)
 		end_case(CONT_MAKE_FAIL, "pipe failed");
 	pid = fork();
 	if (!pid) {
-		die_with(parent);
+		cont_die_with(parent);
 		role = "child";
 		close(hold[1]);
 		sh->folded = cont_folded_bits(map.addr, map.len, &sh->odd);
@@ -851,32 +842,22 @@ static void run_case(struct race *race, const struct fork_case *c)
 	int status;
 
 	memset(sh, 0, sizeof(*sh));
-	fflush(stdout);
-	pid = fork();
+	pid = cont_fork();
 	if (!pid) {
-		die_with(parent);
+		cont_die_with(parent);
 		alarm(WATCHDOG + 4 * race->seconds);
 		zero_fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
 		if (c->folded)
 			folded_case(c);
 		race_case(race, c);
 	}
-	if (pid < 0)
-		ksft_exit_fail_msg("fork: %s\n", strerror(errno));
-	while (waitpid(pid, &status, 0) != pid)
-		if (errno != EINTR)
-			ksft_exit_fail_msg("waitpid: %s\n", strerror(errno));
-	if (WIFEXITED(status) && WEXITSTATUS(status) == KSFT_SKIP) {
-		ksft_test_result_skip("%s: %s\n", c->name, sh->why);
-		return;
-	}
-	race->failed = status;
-	snprintf(race->why, sizeof(race->why), "%s (status 0x%x, round %lu)",
-		 sh->why, status, sh->rounds);
+	status = cont_wait(pid);
+	if (status < 0)
+		ksft_exit_fail_msg("child: %s\n", strerror(errno));
 	if (!c->folded)
 		ksft_print_msg("%s: %lu rounds, %lu forks, %lu pages written\n",
 			       c->name, sh->rounds, sh->forks, sh->writes);
-	race_result(race, c->name);
+	race_child_result(race, c->name, status, sh->why, sh->rounds);
 }
 
 static const struct fork_case cases[] = {
@@ -895,21 +876,13 @@ static const struct fork_case cases[] = {
 
 int main(int argc, char **argv)
 {
-	struct sigaction sa = {
-		.sa_sigaction = on_fault,
-		.sa_flags = SA_SIGINFO,
-	};
 	struct race race;
 	unsigned int i;
 
 	race_options(&race, argc, argv, DEFAULT_SECONDS, DEFAULT_THREADS);
 	ksft_set_plan(NR_CASES);
-	sh = mmap(NULL, sizeof(*sh), PROT_READ | PROT_WRITE,
-		  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (sh == MAP_FAILED)
-		ksft_exit_fail_msg("mmap: %s\n", strerror(errno));
-	sigaction(SIGSEGV, &sa, NULL);
-	sigaction(SIGBUS, &sa, NULL);
+	sh = race_shared(sizeof(*sh));
+	cont_on_fault(on_fault);
 
 	for (i = 0; i < NR_CASES; i++)
 		run_case(&race, &cases[i]);

@@ -759,22 +759,6 @@ static void choose_range(struct world *w, struct race_thread *t, unsigned int *f
 	}
 }
 
-static bool move_pages(struct world *w, char *from, size_t len, char *to)
-{
-	size_t page = w->m.page, at;
-
-	if (mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to)
-		return true;
-	/* VMAs that did not merge are not moved in one go. */
-	if (errno != EFAULT)
-		return false;
-	for (at = 0; at < len; at += page)
-		if (mremap(from + at, page, page, MREMAP_MAYMOVE | MREMAP_FIXED,
-			   to + at) != to + at)
-			return false;
-	return true;
-}
-
 /* A new THP in the place of the old one, split as cont_map_make() does it. */
 static bool renew(struct world *w)
 {
@@ -792,11 +776,10 @@ static bool renew(struct world *w)
 
 static void do_fork(struct world *w)
 {
+	pid_t pid = fork();
 	unsigned int i;
 	int status;
-	pid_t pid;
 
-	pid = fork();
 	if (!pid) {
 		self.t = NULL;
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -810,7 +793,8 @@ static void do_fork(struct world *w)
 		op_failed("fork");
 		return;
 	}
-	if (waitpid(pid, &status, 0) != pid || status)
+	status = cont_wait(pid);
+	if (status)
 		race_fail(&race, "child of a disturber: status %#x", status);
 }
 
@@ -895,7 +879,7 @@ static void do_exclusive(struct world *w, struct race_thread *t, enum op op,
 		break;
 	case OP_MOVE:
 		set_gone(w);
-		if (!move_pages(w, at, len, to) || !move_pages(w, to, len, at))
+		if (!cont_mremap_pages(at, len, to) || !cont_mremap_pages(to, len, at))
 			op_failed("mremap");
 		set_gone(w);
 		break;
@@ -1217,10 +1201,6 @@ static void run_reuse(void)
 
 int main(int argc, char **argv)
 {
-	struct sigaction sa = {
-		.sa_sigaction = on_fault,
-		.sa_flags = SA_SIGINFO,
-	};
 	unsigned int kind, src;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -1230,8 +1210,7 @@ int main(int argc, char **argv)
 		race.threads = 16;
 	ksft_set_plan(NR_KINDS * ARRAY_SIZE(sources) + 1);
 
-	sigaction(SIGSEGV, &sa, NULL);
-	sigaction(SIGBUS, &sa, NULL);
+	cont_on_fault(on_fault);
 	signal(SIGALRM, on_alarm);
 	for (kind = 0; kind < NR_KINDS; kind++)
 		for (src = 0; src < ARRAY_SIZE(sources); src++)

@@ -31,7 +31,6 @@
 #include <getopt.h>
 #include <signal.h>
 #include <linux/elf.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "../kselftest.h"
@@ -931,23 +930,19 @@ struct job {
 /* Does fn in a child; its result is that of the child. */
 static int in_child(int (*fn)(struct job *job), struct job *job)
 {
+	pid_t pid = cont_fork();
 	int status;
-	pid_t pid;
 
-	fflush(stdout);
-	pid = fork();
 	if (pid < 0)
 		return FAIL("fork: %s", strerror(errno));
 	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (getppid() != main_pid)
-			_exit(KSFT_FAIL);
+		cont_die_with(main_pid);
 		strcpy(why, "child got a signal");
 		_exit(fn(job));
 	}
-	while (waitpid(pid, &status, 0) != pid)
-		if (errno != EINTR)
-			return FAIL("waitpid: %s", strerror(errno));
+	status = cont_wait(pid);
+	if (status < 0)
+		return FAIL("waitpid: %s", strerror(errno));
 	if (WIFSIGNALED(status))
 		return FAIL("child died of signal %d", WTERMSIG(status));
 	return WEXITSTATUS(status);

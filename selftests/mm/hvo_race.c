@@ -36,7 +36,6 @@
 #include <elf.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -1251,19 +1250,13 @@ static void run_case(const struct race_case *c)
 	for (i = 0; i < ARRAY_SIZE(counters); i++)
 		was[i] = cont_vmstat(counters[i]);
 	cont_write_str(SYSCTL, "1");
-	fflush(stdout);
-	pid = fork();
+	pid = cont_fork();
 	if (!pid) {
-		struct sigaction sa = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO };
-
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (getppid() != parent)
-			_exit(KSFT_FAIL);
+		cont_die_with(parent);
 		signal(SIGTERM, SIG_DFL);
 		signal(SIGINT, SIG_DFL);
 		signal(SIGHUP, SIG_DFL);
-		sigaction(SIGSEGV, &sa, NULL);
-		sigaction(SIGBUS, &sa, NULL);
+		cont_on_fault(on_fault);
 		signal(SIGALRM, on_alarm);
 		alarm(HANG_SECONDS + 4 * race.seconds);
 		child_main(c);
@@ -1273,9 +1266,9 @@ static void run_case(const struct race_case *c)
 	child = pid;
 	if (interrupted)
 		kill(pid, SIGKILL);
-	while (waitpid(pid, &status, 0) != pid)
-		if (errno != EINTR)
-			ksft_exit_fail_msg("waitpid: %s\n", strerror(errno));
+	status = cont_wait(pid);
+	if (status < 0)
+		ksft_exit_fail_msg("waitpid: %s\n", strerror(errno));
 	child = 0;
 
 	set_window("0");
@@ -1380,10 +1373,7 @@ int main(int argc, char **argv)
 		ksft_exit_skip("needs root\n");
 	if (!cont_read_str(SYSCTL, was_sysctl, sizeof(was_sysctl)))
 		ksft_exit_skip("no vm.hugetlb_optimize_vmemmap in this kernel\n");
-	sh = mmap(NULL, sizeof(*sh), PROT_READ | PROT_WRITE,
-		  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (sh == MAP_FAILED)
-		ksft_exit_fail_msg("mmap: %s\n", strerror(errno));
+	sh = race_shared(sizeof(*sh));
 	fd = open_kcore();
 	if (fd < 0 || !parse_kcore(fd)) {
 		ksft_print_msg("no struct pages in /proc/kcore: pages saved are not counted\n");

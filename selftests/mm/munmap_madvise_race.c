@@ -736,10 +736,6 @@ static void run_case(const struct test_case *c)
 
 int main(int argc, char **argv)
 {
-	struct sigaction sa = {
-		.sa_sigaction = on_fault,
-		.sa_flags = SA_SIGINFO,
-	};
 	unsigned int i;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -747,8 +743,7 @@ int main(int argc, char **argv)
 	ksft_set_plan(ARRAY_SIZE(cases));
 	cont_no_numa_balancing();
 
-	sigaction(SIGSEGV, &sa, NULL);
-	sigaction(SIGBUS, &sa, NULL);
+	cont_on_fault(on_fault);
 	signal(SIGALRM, on_alarm);
 	for (i = 0; i < ARRAY_SIZE(cases); i++)
 		run_case(&cases[i]);

@@ -193,4 +193,36 @@ static inline void race_result(struct race *race, const char *name)
 	ksft_test_result(!race->failed, "%s\n", name);
 }
 
+/* Zeroed memory that is shared with children; ends the program if there is none. */
+static inline void *race_shared(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		ksft_exit_fail_msg("mmap: %s\n", strerror(errno));
+	return p;
+}
+
+/**
+ * race_child_result() - report a case that a child has run
+ * @race: what it was run with
+ * @name: of the case
+ * @status: what cont_wait() returned; an exit status of KSFT_SKIP skips the case
+ * @why: what the child said of why it failed, or skipped
+ * @round: in which round
+ */
+static inline void race_child_result(struct race *race, const char *name, int status,
+				     const char *why, unsigned long round)
+{
+	if (status > 0 && WIFEXITED(status) && WEXITSTATUS(status) == KSFT_SKIP) {
+		ksft_test_result_skip("%s: %s\n", name, why);
+		return;
+	}
+	race->failed = status;
+	snprintf(race->why, sizeof(race->why), "%s (status 0x%x, round %lu)", why,
+		 status, round);
+	race_result(race, name);
+}
+
 #endif /* RACE_UTIL_H */

@@ -33,7 +33,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -371,8 +370,7 @@ static void child_main(unsigned int id, __u64 rand, int fd, bool exits)
 	pthread_t tid;
 	char *own;
 
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != main_pid)
-		_exit(KSFT_FAIL);
+	cont_die_with(main_pid);
 	if ((cur->what & (SWAP | OOM)) && cg_procs >= 0 &&
 	    write(cg_procs, "0", 1) != 1)
 		_exit(KSFT_FAIL);
@@ -924,8 +922,7 @@ static void survivor(void)
 	bool in_anon;
 	__u64 lo, hi;
 
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != main_pid)
-		_exit(KSFT_FAIL);
+	cont_die_with(main_pid);
 	while (!__atomic_load_n(&ctl->stop, __ATOMIC_ACQUIRE)) {
 		if (!survivor_look(&i, &in_anon, &lo, &hi)) {
 			child_bad("%s page %u changed under who survives (generation %llu to %llu)",
@@ -1140,8 +1137,7 @@ static void run_case(const cpu_set_t *cpus)
 	if (cur->what & OOM)
 		limit_memory();
 
-	fflush(stdout);
-	pid = fork();
+	pid = cont_fork();
 	if (!pid)
 		survivor();
 	if (pid < 0)
@@ -1162,7 +1158,7 @@ static void run_case(const cpu_set_t *cpus)
 	race_run(&race, t, nr, NULL);
 
 	__atomic_store_n(&ctl->stop, 1, __ATOMIC_RELEASE);
-	if (waitpid(pid, &ret, 0) != pid || ret)
+	if (cont_wait(pid))
 		race_fail(&race, "%s", ctl->bad == 2 ? ctl->why :
 			  "the survivor did not survive");
 	if (cur->what & OOM) {
@@ -1192,7 +1188,6 @@ static void run_case(const cpu_set_t *cpus)
 
 int main(int argc, char **argv)
 {
-	struct sigaction sa = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO };
 	pthread_rwlockattr_t attr;
 	cpu_set_t cpus;
 	unsigned int i;
@@ -1203,12 +1198,10 @@ int main(int argc, char **argv)
 		ksft_exit_skip("needs root\n");
 	if (!cont_pmd_size())
 		ksft_exit_skip("kernel has no THP\n");
-	ctl = mmap(NULL, sizeof(*ctl), PROT_READ | PROT_WRITE,
-		   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (ctl == MAP_FAILED || sched_getaffinity(0, sizeof(cpus), &cpus))
+	ctl = race_shared(sizeof(*ctl));
+	if (sched_getaffinity(0, sizeof(cpus), &cpus))
 		ksft_exit_fail_msg("set-up: %s\n", strerror(errno));
-	sigaction(SIGSEGV, &sa, NULL);
-	sigaction(SIGBUS, &sa, NULL);
+	cont_on_fault(on_fault);
 	/* Threads that look at a child must not keep it from being buried. */
 	pthread_rwlockattr_init(&attr);
 	pthread_rwlockattr_setkind_np(&attr,
