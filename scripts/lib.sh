@@ -7,6 +7,11 @@
 
 set -euo pipefail
 export LC_ALL=C
+# With CDPATH cd prints where it went; make would look for the jobs of a make above it.
+unset CDPATH MAKEFLAGS MFLAGS MAKELEVEL
+# Ctrl-C reaches what runs below this script as well. That may end as if it had failed,
+# which is not for this script to go on from.
+trap 'exit 130' INT
 
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 export BUILD=${BUILD:-$TOP/build}
