@@ -66,6 +66,12 @@ lock() {
 	echo $$ >"$2/lock"
 }
 
+# lock_dir DIR: the same for an object directory, or another one that is not build/
+lock_dir() {
+	{ exec 8>>"$1/lock"; } 2>/dev/null || die "cannot write to $1/lock"
+	lock 8 "$1"
+}
+
 # One run at a time in build/: the second says so and waits. A script called by a
 # script that holds the lock goes on.
 lock_build() {
@@ -108,7 +114,7 @@ step() {
 				"$(tail -n 1 "$log" | tr -cd '[:print:]')"
 			printf '\r\033[K%s' "${line:0:columns-1}" >&2
 			sleep 0.5
-		done 9>&- &
+		done 8>&- 9>&- &
 		mover=$!
 	fi
 	"$@" >"$log" 2>&1 </dev/null || status=$?
