@@ -153,7 +153,7 @@ out=$(cd "$out" && pwd -P)
 	echo "kernel:  Linux $(version_of "$tree") from ${kernel:-linux-source-$base ${debian##*/}}, $(
 		if [ -n "$unpatched" ]; then
 			echo unpatched
-		elif [ -e "$tree.touched" ] && [ ! -s "$tree.touched" ]; then
+		elif grep -q '^config ARM64_CONTPTE' "$source/arch/arm64/Kconfig"; then
 			echo "series already in it"
 		else
 			echo "$(patches_of "$series" | wc -l) patches"

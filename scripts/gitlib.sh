@@ -25,7 +25,9 @@ tree_base() {
 tree_work() {
 	local git
 	git=$(cgit -C "$1" rev-parse --absolute-git-dir)
-	if [ -d "$git/rebase-apply" ] || [ -d "$git/rebase-merge" ]; then
+	if [ -e "$git/unfinished" ]; then
+		echo "what a stopped scripts/tree left"
+	elif [ -d "$git/rebase-apply" ] || [ -d "$git/rebase-merge" ]; then
 		echo "a git am or rebase that is not finished"
 	elif [ -n "$(cgit -C "$1" status --porcelain)" ]; then
 		echo "changes that are not committed"

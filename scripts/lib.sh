@@ -7,6 +7,11 @@
 
 set -euo pipefail
 export LC_ALL=C
+# With CDPATH cd prints where it went; make would look for the jobs of a make above it.
+unset CDPATH MAKEFLAGS MFLAGS MAKELEVEL
+# Ctrl-C reaches what runs below this script as well. That may end as if it had failed,
+# which is not for this script to go on from.
+trap 'exit 130' INT
 
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 export BUILD=${BUILD:-$TOP/build}
@@ -25,9 +30,17 @@ need_value() { [ $# -ge 2 ] || die "$1 needs a value (see --help)"; }
 
 hash_of() { sha256sum | cut -c1-16; }
 
+# make_tmp: make a directory for a while, and print its path
+make_tmp() {
+	local dir
+	dir=$(mktemp -d 2>/dev/null) || die "cannot make a directory in ${TMPDIR:-/tmp} (TMPDIR)"
+	(cd "$dir" && pwd -P)
+}
+
 # The kernel's make takes no space or colon in a path, so build/ may have none.
 prepare_build() {
 	case $BUILD in
+	'') die "--build needs the name of a directory" ;;
 	*[[:space:]:]*) die "the kernel's make takes no space or colon in '$BUILD': name another place with --build DIR" ;;
 	/*) ;;
 	*) BUILD=$PWD/$BUILD ;;
@@ -37,24 +50,50 @@ prepare_build() {
 	BUILD=$(cd "$BUILD" && pwd -P)
 }
 
+# lock FD DIR: wait until no other run uses DIR. FD is open on DIR/lock, by whoever
+# this script starts, too: what a killed run left running still counts.
+lock() {
+	local holder
+	if ! flock -n "$1"; then
+		holder=$(tail -n 1 "$2/lock")
+		if [ -d "/proc/$holder" ]; then
+			say "${0##*/}: another run (process $holder) is using $2: waiting for it"
+		else
+			say "${0##*/}: what a run that is gone (process $holder) left running is using $2: waiting for it"
+		fi
+		flock "$1"
+	fi
+	echo $$ >"$2/lock"
+}
+
+# lock_dir DIR: the same for an object directory, or another one that is not build/
+lock_dir() {
+	{ exec 8>>"$1/lock"; } 2>/dev/null || die "cannot write to $1/lock"
+	lock 8 "$1"
+}
+
 # One run at a time in build/: the second says so and waits. A script called by a
 # script that holds the lock goes on.
 lock_build() {
 	prepare_build
 	[ "${BUILD_LOCK:-}" != "$BUILD" ] || return 0
-	exec 9>>"$BUILD/lock"
-	if ! flock -n 9; then
-		say "${0##*/}: another run (process $(tail -n 1 "$BUILD/lock")) is using $BUILD: waiting for it"
-		flock 9
-	fi
-	echo $$ >"$BUILD/lock"
+	{ exec 9>>"$BUILD/lock"; } 2>/dev/null || die "cannot write to $BUILD/lock"
+	lock 9 "$BUILD"
 	export BUILD_LOCK=$BUILD
+}
+
+# free_kb DIR: what is free there; plenty if the file system does not tell
+free_kb() {
+	local free
+	free=$(df --output=avail -k "$1" 2>/dev/null | tail -n 1) || true
+	[[ $free =~ ^\ *[0-9]+$ ]] || free=$((1 << 40))
+	echo $((free))
 }
 
 # need_space GB DIR
 need_space() {
 	local free
-	free=$(df --output=avail -k "$2" | tail -n 1)
+	free=$(free_kb "$2")
 	[ "$free" -ge $(($1 * 1024 * 1024)) ] ||
 		die "$2 has $((free / 1024)) MB free, this needs $1 GB: free some, or name another place with --build DIR"
 }
@@ -63,16 +102,19 @@ need_space() {
 # a line moves while it runs; in a log there is one line when it is done. In a
 # function given as COMMAND errexit is off: chain its commands with &&.
 step() {
-	local name=$1 log=$2 start=$SECONDS status=0 mover=
+	local name=$1 log=$2 start=$SECONDS status=0 mover='' line columns dir
 	shift 2
-	mkdir -p "${log%/*}"
-	: >"$log"
-	if [ -t 2 ]; then
+	{ mkdir -p "${log%/*}" && : >"$log"; } 2>/dev/null || die "cannot write to $log"
+	if [ -t 2 ] && [ "${TERM:-dumb}" != dumb ]; then
 		while kill -0 $$ 2>/dev/null; do
-			printf '\r\033[K%s: %d s  %.50s' "$name" $((SECONDS - start)) \
-				"$(tail -n 1 "$log" | tr -cd '[:print:]')" >&2
+			# A longer line than the terminal's could not be taken back.
+			columns=$(stty size <&2 2>/dev/null | cut -d' ' -f2)
+			[ "${columns:-0}" -gt 0 ] || columns=80
+			printf -v line '%s: %d s  %.50s' "$name" $((SECONDS - start)) \
+				"$(tail -n 1 "$log" | tr -cd '[:print:]')"
+			printf '\r\033[K%s' "${line:0:columns-1}" >&2
 			sleep 0.5
-		done 9>&- &
+		done 8>&- 9>&- &
 		mover=$!
 	fi
 	"$@" >"$log" 2>&1 </dev/null || status=$?
@@ -86,6 +128,9 @@ step() {
 	else
 		say "$name: failed after $((SECONDS - start)) s; the end of $log:"
 		tail -n 15 "$log" | sed 's/^/    /' >&2
+		for dir in "${log%/*}" "${TMPDIR:-/tmp}"; do
+			[ "$(free_kb "$dir")" -ge 1024 ] || die "no space left in $dir: free some"
+		done
 	fi
 	return "$status"
 }
@@ -131,6 +176,8 @@ apt_lists() {
 	local stamp=$1/updated
 	shift
 	[ -z "$(find "$stamp" -mmin -1440 2>/dev/null)" ] || return 0
+	# On a full disk apt-get does not end.
+	need_space 1 "$BUILD"
 	if step "package lists" "$BUILD/log/apt-update" "$@" apt-get update &&
 		! grep -q '^Err:' "$BUILD/log/apt-update"; then
 		touch "$stamp"
