@@ -98,23 +98,37 @@ need_space() {
 		die "$2 has $((free / 1024)) MB free, this needs $1 GB: free some, or name another place with --build DIR"
 }
 
+# moving_line NAME LOG: how long it has taken, and the end of LOG, over and over
+moving_line() {
+	local columns line start=$SECONDS
+	while kill -0 $$ 2>/dev/null; do
+		# A longer line than the terminal's could not be taken back.
+		columns=$(stty size <&2 2>/dev/null | cut -d' ' -f2)
+		[ "${columns:-0}" -gt 0 ] || columns=80
+		printf -v line '%s: %d s  %.50s' "$1" $((SECONDS - start)) "$(tail -n 1 "$2" | tr -cd '[:print:]')"
+		printf '\r\033[K%s' "${line:0:columns-1}" >&2
+		sleep 0.5
+	done
+}
+
+# no_full_disk DIR...: end here if one is full
+no_full_disk() {
+	local dir
+	for dir; do
+		[ "$(free_kb "$dir")" -ge 1024 ] || die "no space left in $dir: free some"
+	done
+}
+
 # step NAME LOG COMMAND...: run a long command with its output in LOG. On a terminal
 # a line moves while it runs; in a log there is one line when it is done. In a
-# function given as COMMAND errexit is off: chain its commands with &&.
+# function given as COMMAND errexit is off: chain its commands with &&. It sees the
+# variables of this one in place of its script's.
 step() {
-	local name=$1 log=$2 start=$SECONDS status=0 mover='' line columns dir
+	local name=$1 log=$2 start=$SECONDS status=0 mover=
 	shift 2
 	{ mkdir -p "${log%/*}" && : >"$log"; } 2>/dev/null || die "cannot write to $log"
 	if [ -t 2 ] && [ "${TERM:-dumb}" != dumb ]; then
-		while kill -0 $$ 2>/dev/null; do
-			# A longer line than the terminal's could not be taken back.
-			columns=$(stty size <&2 2>/dev/null | cut -d' ' -f2)
-			[ "${columns:-0}" -gt 0 ] || columns=80
-			printf -v line '%s: %d s  %.50s' "$name" $((SECONDS - start)) \
-				"$(tail -n 1 "$log" | tr -cd '[:print:]')"
-			printf '\r\033[K%s' "${line:0:columns-1}" >&2
-			sleep 0.5
-		done 8>&- 9>&- &
+		moving_line "$name" "$log" 8>&- 9>&- &
 		mover=$!
 	fi
 	"$@" >"$log" 2>&1 </dev/null || status=$?
@@ -128,9 +142,7 @@ step() {
 	else
 		say "$name: failed after $((SECONDS - start)) s; the end of $log:"
 		tail -n 15 "$log" | sed 's/^/    /' >&2
-		for dir in "${log%/*}" "${TMPDIR:-/tmp}"; do
-			[ "$(free_kb "$dir")" -ge 1024 ] || die "no space left in $dir: free some"
-		done
+		no_full_disk "${log%/*}" "${TMPDIR:-/tmp}"
 	fi
 	return "$status"
 }
