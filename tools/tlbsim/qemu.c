@@ -198,7 +198,7 @@ static bool qemu_pa(u32 info, u64 va, u64 *pa)
 	return true;
 }
 
-/* Each entry that is loaded leads where QEMU went, or the table has changed since. */
+/* An entry that serves an access leads where QEMU went, or the table has changed since. */
 static void compare_with_qemu(struct vcpu *v, const struct tlb_entry *e, u32 info, u64 raw,
 			      u64 va)
 {
@@ -228,7 +228,7 @@ static void on_load(unsigned int cpu, u32 info, u64 raw, void *pc)
 	if (!v->mmu)
 		return;
 	e = look_up(v, DATA, va, cpu, (u64)pc, &filled);
-	if (filled)
+	if (e)
 		compare_with_qemu(v, e, info, raw, va);
 }
 
@@ -242,12 +242,12 @@ static void on_store(unsigned int cpu, u32 info, u64 raw, void *pc)
 		bool filled;
 		struct tlb_entry *e = look_up(v, DATA, va, cpu, (u64)pc, &filled);
 
-		if (e)
+		if (e) {
 			pa = e->oa + (va - e->va);
-		else if (!qemu_pa(info, raw, &pa))
-			return;
-		if (filled)
 			compare_with_qemu(v, e, info, raw, va);
+		} else if (!qemu_pa(info, raw, &pa)) {
+			return;
+		}
 	}
 	f = frame_at(pa);
 	if (f && (f->tables || f->walkers)) {
