@@ -12,6 +12,8 @@
 #   --kernel DIR        your own tree (git or not) of that version, instead of Debian's.
 #                       It is copied, never changed; it may have the series applied
 #   --unpatched         the kernel without the series: its tests skip
+#   --peer 6.12|newest  Debian's kernel of that version, with mainline's contpte, as
+#                       bench/kernel builds it: no checks in it
 #   --pages 4k|16k|64k  page size (4k)
 #   --config FRAG       a config fragment on top of configs/*; may be repeated
 # Tests:
@@ -25,7 +27,8 @@
 #   --smp N             CPUs (4)
 #   --mem SIZE          memory (2G; 4G with 16k pages, 6G with 64k)
 #   --tlbsim            under the TLB simulator (tools/tlbsim): what it reports, and
-#                       tools/tlbsim/known does not explain, is a failure
+#                       tools/tlbsim/known (known-mainline with --peer) does not explain, is
+#                       a failure
 #   --timeout S         seconds a pass may take (600; 2400 with --kernel-tests or --tlbsim)
 #   --append "..."      more kernel parameters
 #   --shell             a shell in the guest instead of the tests
@@ -38,7 +41,7 @@
 # warned or hung). The last line is "N passed, N failed, N skipped".
 . "$(dirname "$0")/scripts/lib.sh"
 
-base=6.1 kernel='' unpatched='' pages=4k fragments=()
+base=6.1 kernel='' unpatched='' peer='' pages=4k fragments=()
 names='' list='' kernel_tests='' repeat=1
 cpu=max smp=4 mem='' timeout='' append='' shell='' gdb='' tlbsim='' out=''
 while [ $# -gt 0 ]; do
@@ -47,7 +50,7 @@ while [ $# -gt 0 ]; do
 		option=${1#--}
 		printf -v "${option//-/_}" 1
 		;;
-	--base | --kernel | --pages | --repeat | --cpu | --smp | --mem | --timeout | --append | --out)
+	--base | --kernel | --peer | --pages | --repeat | --cpu | --smp | --mem | --timeout | --append | --out)
 		need_value "$@"
 		printf -v "${1#--}" %s "$2"
 		shift
@@ -76,6 +79,14 @@ for number in repeat smp timeout; do
 	[[ ${!number:-1} =~ ^[1-9][0-9]*$ ]] || die "--$number takes a number, not '${!number}'"
 done
 [[ $mem =~ ^[1-9][0-9]*[MG]?$ ]] || die "--mem takes megabytes, or a number with G, not '$mem'"
+case $peer in
+'') ;;
+6.12 | newest)
+	[ -z "$kernel$unpatched$kernel_tests$gdb${fragments[*]}" ] ||
+		die "--peer takes the kernel as it is: not with --kernel, --unpatched, --kernel-tests, --gdb or --config"
+	;;
+*) die "--peer takes 6.12 or newest, not '$peer'" ;;
+esac
 for f in "${fragments[@]}"; do [ -f "$f" ] || die "no such config fragment: $f"; done
 timeout=$((${timeout:-$((kernel_tests || tlbsim ? 2400 : 600))} * repeat))
 series=$(series_file "$base")
@@ -132,17 +143,32 @@ else
 fi
 
 # 3. Kernel
-config=("$TOP"/configs/{base,pages-$pages,mm,checks}.config)
-[ -n "$unpatched" ] || config+=("$TOP"/configs/{contpte,hvo,tests}.config)
-[ -z "$gdb" ] || config+=("$TOP/configs/gdb.config")
-config+=("${fragments[@]}")
-name+=-$pages
-for f in ${gdb:+gdb.config} "${fragments[@]}"; do
-	name+=+$(basename "$f" .config | tr -c '[:alnum:].\n' _)
-done
-obj=$BUILD/kernel/$name
-"$TOP/scripts/config" "$tree" "$obj" "${config[@]}"
-image=$("$TOP/scripts/build" "$tree" "$obj")
+if [ -n "$peer" ]; then
+	image=$("$TOP/bench/kernel" --pages "$pages" "$peer")
+	obj=${image%/arch/*}
+	tree=$(cat "$obj/tree")
+	debian=${tree##*/} base=$peer name=$peer-$pages what="mainline's contpte in it"
+	config=(bench/kernel)
+else
+	config=("$TOP"/configs/{base,pages-$pages,mm,checks}.config)
+	[ -n "$unpatched" ] || config+=("$TOP"/configs/{contpte,hvo,tests}.config)
+	[ -z "$gdb" ] || config+=("$TOP/configs/gdb.config")
+	config+=("${fragments[@]}")
+	name+=-$pages
+	for f in ${gdb:+gdb.config} "${fragments[@]}"; do
+		name+=+$(basename "$f" .config | tr -c '[:alnum:].\n' _)
+	done
+	obj=$BUILD/kernel/$name
+	"$TOP/scripts/config" "$tree" "$obj" "${config[@]}"
+	image=$("$TOP/scripts/build" "$tree" "$obj")
+	if [ -n "$unpatched" ]; then
+		what=unpatched
+	elif grep -q '^config ARM64_CONTPTE' "$source/arch/arm64/Kconfig"; then
+		what="series already in it"
+	else
+		what="$(patches_of "$series" | wc -l) patches"
+	fi
+fi
 
 # 4. Guest
 out=${out:-$BUILD/out/$name${tlbsim:+-tlbsim}}
@@ -150,14 +176,7 @@ mkdir -p "$out" || die "cannot create $out"
 out=$(cd "$out" && pwd -P)
 "$TOP/scripts/initramfs" ${shell:+--shell} --repeat "$repeat" --tests "$names" "$out" "$userland" "${installs[@]}"
 {
-	echo "kernel:  Linux $(version_of "$tree") from ${kernel:-linux-source-$base ${debian##*/}}, $(
-		if [ -n "$unpatched" ]; then
-			echo unpatched
-		elif grep -q '^config ARM64_CONTPTE' "$source/arch/arm64/Kconfig"; then
-			echo "series already in it"
-		else
-			echo "$(patches_of "$series" | wc -l) patches"
-		fi)"
+	echo "kernel:  Linux $(version_of "$tree") from ${kernel:-linux-source-$base ${debian##*/}}, $what"
 	echo "config:  $(basename -a -s .config "${config[@]}" | xargs) ($obj/.config)"
 	echo "guest:   -cpu $cpu, $smp CPUs, $mem${append:+, $append}, $repeat pass(es); ready after $((SECONDS - begin)) s"
 } >"$out/info"
@@ -175,5 +194,5 @@ child=$!
 trap 'kill "$child" 2>/dev/null; wait "$child"; exit 130' INT TERM HUP
 wait "$child" || [ $? -eq 3 ] || exit 2
 status=0
-"$TOP/scripts/report" ${kernel_tests:+--known "$TOP/scripts/known-failures-$base"} "$out" || status=$?
+"$TOP/scripts/report" ${kernel_tests:+--known "$TOP/scripts/known-failures-$base"} ${peer:+--mainline} "$out" || status=$?
 exit "$status"
