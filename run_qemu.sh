@@ -22,6 +22,10 @@
 #   --kernel-tests      also the kernel's own tests (selftests/vm), compared with what
 #                       they give on an unpatched kernel
 #   --repeat N          run them N times in one boot
+#   --stress            not the tests, but a foreign load: groups of stress-ng's stressors
+#                       (--list, --tests), and what they have left behind when they are
+#                       gone ("leaks"); two rounds, or --repeat
+#   --minutes N         how long, with --stress, all rounds together (5)
 # Guest:
 #   --cpu MODEL         QEMU's -cpu (max)
 #   --smp N             CPUs (4)
@@ -29,7 +33,8 @@
 #   --tlbsim            under the TLB simulator (tools/tlbsim): what it reports, and
 #                       tools/tlbsim/known (known-mainline with --peer) does not explain, is
 #                       a failure
-#   --timeout S         seconds a pass may take (600; 2400 with --kernel-tests or --tlbsim)
+#   --timeout S         seconds a pass may take (600; 2400 with --kernel-tests or --tlbsim;
+#                       with --stress what --minutes says and 600)
 #   --append "..."      more kernel parameters
 #   --shell             a shell in the guest instead of the tests
 #   --gdb               wait for gdb on port 1234, in a kernel with debug info
@@ -42,15 +47,15 @@
 . "$(dirname "$0")/scripts/lib.sh"
 
 base=6.1 kernel='' unpatched='' peer='' pages=4k fragments=()
-names='' list='' kernel_tests='' repeat=1
+names='' list='' kernel_tests='' stress='' minutes='' repeat=''
 cpu=max smp=4 mem='' timeout='' append='' shell='' gdb='' tlbsim='' out=''
 while [ $# -gt 0 ]; do
 	case $1 in
-	--unpatched | --list | --kernel-tests | --shell | --gdb | --tlbsim)
+	--unpatched | --list | --kernel-tests | --stress | --shell | --gdb | --tlbsim)
 		option=${1#--}
 		printf -v "${option//-/_}" 1
 		;;
-	--base | --kernel | --peer | --pages | --repeat | --cpu | --smp | --mem | --timeout | --append | --out)
+	--base | --kernel | --peer | --pages | --repeat | --minutes | --cpu | --smp | --mem | --timeout | --append | --out)
 		need_value "$@"
 		printf -v "${1#--}" %s "$2"
 		shift
@@ -75,7 +80,7 @@ esac
 case $pages:$cpu in
 16k:cortex-a53* | 16k:cortex-a57* | 16k:cortex-a72*) die "${cpu%%,*} has no 16K pages (cortex-a35 has)" ;;
 esac
-for number in repeat smp timeout; do
+for number in repeat minutes smp timeout; do
 	[[ ${!number:-1} =~ ^[1-9][0-9]*$ ]] || die "--$number takes a number, not '${!number}'"
 done
 [[ $mem =~ ^[1-9][0-9]*[MG]?$ ]] || die "--mem takes megabytes, or a number with G, not '$mem'"
@@ -88,7 +93,10 @@ case $peer in
 *) die "--peer takes 6.12 or newest, not '$peer'" ;;
 esac
 for f in "${fragments[@]}"; do [ -f "$f" ] || die "no such config fragment: $f"; done
-timeout=$((${timeout:-$((kernel_tests || tlbsim ? 2400 : 600))} * repeat))
+[ -z "$stress" ] || [ -z "$kernel_tests" ] || die "--stress and --kernel-tests are two runs"
+[ -n "$stress" ] || [ -z "$minutes" ] || die "--minutes is for --stress"
+minutes=${minutes:-5} repeat=${repeat:-$((stress ? 2 : 1))}
+timeout=$((${timeout:-$((kernel_tests || tlbsim ? 2400 : stress ? minutes * 60 + 600 : 600))} * repeat))
 series=$(series_file "$base")
 [ -z "$kernel" ] || check_tree "$kernel" "$base"
 
@@ -125,6 +133,7 @@ fi
 # 2. Its tests
 tests=$BUILD/tests/${patched##*/}
 known=$("$TOP/scripts/tests" --list "$patched" "$tests/mm" mm)
+[ -z "$stress" ] || known=$("$TOP/scripts/guest-stress" --list)
 if [ -n "$list" ]; then
 	echo "$known"
 	exit
@@ -139,7 +148,7 @@ if [ -n "$kernel_tests" ]; then
 	installs+=("$BUILD/tests/${tree##*/}/vm/install")
 	[ -z "$names" ] || names+=" $("$TOP/scripts/tests" --list --sysroot "$sysroot" "$tree" "$BUILD/tests/${tree##*/}/vm" vm | xargs)"
 else
-	userland=$("$TOP/scripts/userland")
+	userland=$("$TOP/scripts/userland" ${stress:+--stress})
 fi
 
 # 3. Kernel
@@ -171,10 +180,11 @@ else
 fi
 
 # 4. Guest
-out=${out:-$BUILD/out/$name${tlbsim:+-tlbsim}}
+out=${out:-$BUILD/out/$name${tlbsim:+-tlbsim}${stress:+-stress}}
 mkdir -p "$out" || die "cannot create $out"
 out=$(cd "$out" && pwd -P)
-"$TOP/scripts/initramfs" ${shell:+--shell} --repeat "$repeat" --tests "$names" "$out" "$userland" "${installs[@]}"
+seconds=$((minutes * 60 / repeat / $(wc -w <<<"${names:-$known}")))
+"$TOP/scripts/initramfs" ${stress:+--stress $((seconds + !seconds))} ${shell:+--shell} --repeat "$repeat" --tests "$names" "$out" "$userland" "${installs[@]}"
 {
 	echo "kernel:  Linux $(version_of "$tree") from ${kernel:-linux-source-$base ${debian##*/}}, $what"
 	echo "config:  $(basename -a -s .config "${config[@]}" | xargs) ($obj/.config)"
