@@ -157,7 +157,7 @@ if [ -n "$peer" ]; then
 	obj=${image%/arch/*}
 	tree=$(cat "$obj/tree")
 	debian=${tree##*/} base=$peer name=$peer-$pages what="mainline's contpte in it"
-	config=(bench/kernel)
+	config=(bench)
 else
 	config=("$TOP"/configs/{base,pages-$pages,mm,checks}.config)
 	[ -n "$unpatched" ] || config+=("$TOP"/configs/{contpte,hvo,tests}.config)
