@@ -24,7 +24,7 @@
 #   --repeat N          run them N times in one boot
 #   --stress            not the tests, but a foreign load: groups of stress-ng's stressors
 #                       (--list, --tests), and what they have left behind when they are
-#                       gone ("leaks"); two rounds, or --repeat
+#                       gone ("leaks"); two rounds, or --repeat, but not one
 #   --minutes N         how long, with --stress, all rounds together (5)
 # Guest:
 #   --cpu MODEL         QEMU's -cpu (max)
@@ -34,7 +34,7 @@
 #                       tools/tlbsim/known (known-mainline with --peer) does not explain, is
 #                       a failure
 #   --timeout S         seconds a pass may take (600; 2400 with --kernel-tests or --tlbsim;
-#                       with --stress what --minutes says and 600)
+#                       with --stress there come all of --minutes)
 #   --append "..."      more kernel parameters
 #   --shell             a shell in the guest instead of the tests
 #   --gdb               wait for gdb on port 1234, in a kernel with debug info
@@ -93,10 +93,12 @@ case $peer in
 *) die "--peer takes 6.12 or newest, not '$peer'" ;;
 esac
 for f in "${fragments[@]}"; do [ -f "$f" ] || die "no such config fragment: $f"; done
-[ -z "$stress" ] || [ -z "$kernel_tests" ] || die "--stress and --kernel-tests are two runs"
+names=$(xargs <<<"$names")
+[ -z "$stress" ] || [ -z "$kernel_tests$shell" ] || die "--stress has no other tests and no shell beside it"
+[ "${stress:+${repeat:-2}}" != 1 ] || die "--stress compares rounds: one is not enough"
 [ -n "$stress" ] || [ -z "$minutes" ] || die "--minutes is for --stress"
 minutes=${minutes:-5} repeat=${repeat:-$((stress ? 2 : 1))}
-timeout=$((${timeout:-$((kernel_tests || tlbsim ? 2400 : stress ? minutes * 60 + 600 : 600))} * repeat))
+timeout=$((${timeout:-$((kernel_tests || tlbsim ? 2400 : 600))} * repeat + (stress ? minutes * 60 : 0)))
 series=$(series_file "$base")
 [ -z "$kernel" ] || check_tree "$kernel" "$base"
 
