@@ -140,8 +140,11 @@ step() {
 	if [ "$status" -eq 0 ]; then
 		say "$name: $((SECONDS - start)) s"
 	else
-		say "$name: failed after $((SECONDS - start)) s; the end of $log:"
-		tail -n 15 "$log" | sed 's/^/    /' >&2
+		say "$name: failed after $((SECONDS - start)) s; from $log:"
+		{
+			grep -E -m 8 '^ *(FAIL|failed:|not ok|[^ ]*:[0-9:]* (fatal )?error:) ' "$log" || tail -n 12 "$log"
+			tail -n 1 "$log"
+		} | sed 's/^/    /' >&2
 		no_full_disk "${log%/*}" "${TMPDIR:-/tmp}"
 	fi
 	return "$status"
