@@ -133,9 +133,13 @@ else
 fi
 
 # 2. Its tests
-tests=$BUILD/tests/${patched##*/}
-known=$("$TOP/scripts/tests" --list "$patched" "$tests/mm" mm)
-[ -z "$stress" ] || known=$("$TOP/scripts/guest-stress" --list)
+tests=$BUILD/tests/${patched##*/} installs=()
+if [ -n "$stress" ]; then
+	known=$("$TOP/scripts/guest-stress" --list)
+else
+	known=$("$TOP/scripts/tests" --list "$patched" "$tests/mm" mm)
+	installs=("$tests/mm/install")
+fi
 if [ -n "$list" ]; then
 	echo "$known"
 	exit
@@ -143,7 +147,6 @@ fi
 for n in $names; do
 	grep -qxF -- "$n" <<<"$known" || die "unknown test '$n'; known: $(xargs <<<"$known")"
 done
-installs=("$tests/mm/install")
 if [ -n "$kernel_tests" ]; then
 	{ read -r userland && read -r sysroot; } < <("$TOP/scripts/userland" --kernel-tests) || exit 2
 	"$TOP/scripts/tests" --sysroot "$sysroot" "$tree" "$BUILD/tests/${tree##*/}/vm" vm
