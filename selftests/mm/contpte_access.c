@@ -15,6 +15,7 @@
  */
 #include "contpte_harness.h"
 #include <sched.h>
+#include <sys/utsname.h>
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ	22
@@ -599,6 +600,49 @@ CONT_TEST_F(dirty, clear_refs_keeps_dirty)
 		EXPECT_EQ((long)m->block,
 			  smaps_dirty(m->addr + b * m->block, m->block))
 			TH_LOG("wrote page %u", self->page[b]);
+}
+
+/* A fault on an entry that lacks what another one of its block has comes to an end. */
+CONT_TEST_F(dirty, write_after_fork_ends)
+{
+	pid_t pid;
+
+	cont_fill(m, 0, 1, 1);
+	pid = cont_fork();
+	if (!pid) {
+		cont_fill(m, 1, 1, 1);
+		_exit(!!cont_bad(m, 1, 1, 1));
+	}
+	cont_fill(m, 2, 1, 1);
+	EXPECT_EQ(0, cont_wait(pid));
+	EXPECT_EQ(0U, cont_bad(m, 2, 1, 1));
+}
+
+/* Linux 6.1's number of FOLL_FAST_ONLY, which mm/gup_test.c hands on. */
+#define GUP_TEST_FAST_ONLY	0x80000
+
+/* Without locks, too, where one entry of the block is dirty and the others are not. */
+CONT_TEST_F(dirty, gup_fast_takes_any_entry)
+{
+	struct gup_test gup = {
+		.addr = (uintptr_t)m->addr,
+		.size = m->block,
+		.nr_pages_per_call = 1,
+		.gup_flags = GUP_TEST_WRITE | GUP_TEST_FAST_ONLY,
+	};
+	struct utsname name;
+	int fd;
+
+	if (uname(&name) || strncmp(name.release, "6.1.", 4))
+		SKIP(return, "FOLL_FAST_ONLY may have another number than in Linux 6.1");
+	fd = open(GUP_TEST_FILE, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		SKIP(return, "no " GUP_TEST_FILE);
+	cont_fill(m, 0, 1, 1);
+	ASSERT_EQ(0, ioctl(fd, GUP_FAST_BENCHMARK, &gup));
+	/* It ends where it gets no page. */
+	EXPECT_EQ(m->block, gup.size);
+	close(fd);
 }
 
 /* ---- dirty bits under reclaim ----------------------------------------- */

@@ -54,23 +54,6 @@
 
 #define RING_PAGES	8
 
-/* mm/gup_test.h is not a header for user space. */
-struct gup_test {
-	__u64 get_delta_usec;
-	__u64 put_delta_usec;
-	__u64 addr;
-	__u64 size;
-	__u32 nr_pages_per_call;
-	__u32 gup_flags;
-	__u32 test_flags;
-	__u32 which_pages[8];
-};
-
-#define GUP_FAST_BENCHMARK	_IOWR('g', 1, struct gup_test)
-#define PIN_FAST_BENCHMARK	_IOWR('g', 2, struct gup_test)
-#define GUP_TEST_WRITE		1	/* FOLL_WRITE */
-#define GUP_TEST_FILE		"/sys/kernel/debug/gup_test"
-
 /* What disturbers do. */
 enum op {
 	/* accesses go on as if nothing happened */
