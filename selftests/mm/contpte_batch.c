@@ -108,6 +108,24 @@ CONT_TEST_F(batch, munmap)
 	EXPECT_EQ(0, cont_bad(m, 3 * m->bpages, m->bpages, 0));
 }
 
+/*
+ * struct mmu_gather starts with eight slots, of which a page takes one and a run of
+ * pages two: the first run needs what the last slot is not enough for.
+ */
+CONT_TEST_F(batch, munmap_pages_and_runs)
+{
+	unsigned int i;
+
+	for (i = 1; i < 14; i += 2)
+		ASSERT_EQ(0, munmap(cont_page_at(m, i), m->page));
+	ASSERT_EQ(0, munmap(cont_page_at(m, 14), 2 * m->page));
+	ASSERT_EQ(0, munmap(m->addr, 2 * m->block));
+	for (i = 0; i < 2 * m->bpages; i++)
+		ASSERT_EQ(0, cont_pfn(cont_page_at(m, i)));
+	EXPECT_TRUE(cont_all_folded(m->addr + 2 * m->block, 2 * m->block));
+	EXPECT_EQ(0, cont_bad(m, 2 * m->bpages, 2 * m->bpages, 0));
+}
+
 /* The pages of a file come back as they were, others as zeroes. */
 CONT_TEST_F(batch, dontneed)
 {
