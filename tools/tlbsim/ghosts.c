@@ -396,6 +396,7 @@ void tlbi_issue(unsigned int cpu, const struct tlbi *op)
 	v->pending[v->nr_pending] = *op;
 	v->pending[v->nr_pending].after = v->last_dsb;
 	v->pending[v->nr_pending].issued = ++model_time;
+	v->pending[v->nr_pending].waited_for = 0;
 	v->nr_pending++;
 }
 
@@ -452,14 +453,53 @@ void dsb_stores(unsigned int cpu)
 	vcpus[cpu].last_dsb = __atomic_load_n(&model_time, __ATOMIC_RELAXED);
 }
 
-/* A DSB of loads and stores: and TLBIs of this vCPU are complete. */
+/* Those that were waited for before a TLBI that is itself waited for now are complete. */
+static void complete_repeated(u64 issued)
+{
+	unsigned int cpu, i, left;
+
+	for (cpu = 0; cpu < nr_cpus; cpu++) {
+		struct vcpu *v = &vcpus[cpu];
+
+		for (i = 0, left = 0; i < v->nr_pending; i++) {
+			struct tlbi op = v->pending[i];
+
+			if (op.waited_for && op.waited_for < issued)
+				complete(&op, cpu);
+			else
+				v->pending[left++] = op;
+		}
+		v->nr_pending = left;
+	}
+}
+
+/*
+ * A DSB of loads and stores: and TLBIs of this vCPU are complete. With opt.repeat they
+ * are for other vCPUs only when a TLBI that any vCPU issued after is waited for, too.
+ */
 void dsb_completes(unsigned int cpu)
 {
 	struct vcpu *v = &vcpus[cpu];
-	unsigned int i;
+	unsigned int i, left = 0;
+	u64 issued = 0;
 
-	for (i = 0; i < v->nr_pending; i++)
-		complete(&v->pending[i], cpu);
-	v->nr_pending = 0;
+	for (i = 0; i < v->nr_pending; i++) {
+		struct tlbi op = v->pending[i];
+
+		if (opt.repeat && !op.local) {
+			if (!op.waited_for) {
+				issued = op.issued;
+				v->pending[i].waited_for = ++model_time;
+			}
+			v->pending[left++] = v->pending[i];
+			if (op.waited_for)
+				continue;
+			op.local = true;
+		}
+		complete(&op, cpu);
+	}
+	v->nr_pending = left;
+	if (issued)
+		complete_repeated(issued);
 	dsb_stores(cpu);
 }

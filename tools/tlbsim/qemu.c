@@ -596,6 +596,8 @@ static void option(const char *arg)
 		opt.ways = value;
 	} else if (number(arg, "seed", &value)) {
 		opt.seed = value;
+	} else if (number(arg, "repeat", &value)) {
+		opt.repeat = value;
 	} else {
 		give_up("unknown option '%s'", arg);
 	}

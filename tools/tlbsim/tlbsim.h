@@ -49,6 +49,7 @@ struct options {
 	u64 ram_base;
 	unsigned int entries, ways;	/* of a TLB; ways == 0: fully associative */
 	u64 seed;
+	u64 repeat;			/* a broadcast TLBI takes another, and its DSB */
 };
 
 extern struct options opt;
@@ -131,6 +132,7 @@ struct tlbi {
 	unsigned int asid;
 	unsigned int level;		/* of the leaf, if the TTL hint says so; else 0 */
 	bool any_asid, last_level, local, kernel;
+	u64 waited_for;			/* when a DSB did; 0: not yet. See dsb_completes() */
 	u64 after;			/* covers what this vCPU wrote before */
 	u64 issued;
 };

@@ -405,6 +405,44 @@ static void leak(void)
 	go_to_el0();
 }
 
+/* ---- TLBIs that have to be repeated ------------------------------------ */
+
+static void repeat(void)
+{
+	u64 va = mapped(1);
+
+	set(pte(va), 0);
+	flush(va);
+	set(pte(va), page(1) | DATA);			/* fault: once is not enough */
+	flush(va);
+	flush(va);
+
+	va = mapped(2);
+	set(pte(va), 0);
+	flush(va);
+	dsb();
+	set(pte(va), page(1) | DATA);			/* fault: nor is another DSB */
+	flush(va);
+	flush(va);
+
+	va = mapped(3);
+	set(pte(va), 0);
+	dsb();
+	tlbi_va(va);
+	tlbi_last(0);
+	dsb();
+	set(pte(va), page(1) | DATA);			/* fault: nor two and one DSB */
+	flush(va);
+	flush(va);
+
+	va = mapped(4);					/* twin: any other, and a DSB */
+	set(pte(va), 0);
+	flush(va);
+	tlbi_last(0);
+	dsb();
+	set(pte(va), page(1) | DATA);
+}
+
 /* ---- counts ------------------------------------------------------------ */
 
 /* 64 pages, twice: 4 entries with the hint, 64 without; each comes again if there is room. */
@@ -481,11 +519,15 @@ void main(void)
 	psci(0xc4000003, 1, pa(second));
 	while (!second_is_up)
 		;
-	bbm();
-	misprogrammed();
-	stale();
-	leak();
-	count();
+	if (REPEAT) {
+		repeat();
+	} else {
+		bbm();
+		misprogrammed();
+		stale();
+		leak();
+		count();
+	}
 	say("selftest: done\n");
 	psci(0x84000008, 0, 0);
 }
