@@ -14,6 +14,7 @@
  * of one page over the folio.
  */
 #include "contpte_harness.h"
+#include <limits.h>
 #include <sched.h>
 #include <sys/utsname.h>
 
@@ -918,6 +919,135 @@ TEST_F(memcg, page_written_after_madv_free_survives)
 		ASSERT_EQ(SURVIVED, WEXITSTATUS(status))
 			TH_LOG("wrote entry %u", entries[n]);
 	}
+}
+
+/* ---- what MGLRU counts ------------------------------------------------- */
+
+#define LRU_GEN		"/sys/kernel/debug/lru_gen"
+#define LRU_GEN_ON	"/sys/kernel/mm/lru_gen/enabled"
+
+/* What fits in a PMD of 4K pages. */
+#define AGED_PAGES	384
+/* A process with 64 pages is walked. Each 64 faults it is found out how many it has. */
+#define SEEN_PAGES	160
+
+FIXTURE(aging)
+{
+	struct cont_map map;
+	char was[16];		/* LRU_GEN_ON before */
+};
+
+FIXTURE_VARIANT(aging)
+{
+	enum cont_source src;
+};
+
+FIXTURE_VARIANT_ADD(aging, anon) { .src = CONT_ANON };
+FIXTURE_VARIANT_ADD(aging, shmem) { .src = CONT_SHMEM };
+
+/* How many entries all walks so far found accessed; -1 if that cannot be told. */
+static long found_young(void)
+{
+	long sum = -1, n;
+	char word[32], *end;
+	FILE *f;
+
+	f = fopen(LRU_GEN "_full", "re");
+	if (!f)
+		return -1;
+	while (fscanf(f, "%31s", word) == 1) {
+		n = strtol(word, &end, 10);
+		if (end != word && !strcmp(end, "Y"))
+			sum = sum < 0 ? n : sum + n;
+	}
+	fclose(f);
+	return sum;
+}
+
+/* Walk the page tables of the memory cgroup of each "memcg" line, on each node. */
+static bool age(void)
+{
+	unsigned long memcg = 0, node = 0, seq = 0;
+	char line[PATH_MAX + 64], cmd[96];
+	bool last, pending = false;
+	FILE *f;
+
+	f = fopen(LRU_GEN, "re");
+	if (!f)
+		return false;
+	do {
+		last = !fgets(line, sizeof(line), f);
+		if (pending && (last || strchr("mn", line[strspn(line, " ")]))) {
+			/* Entries of anonymous memory too, and in all tables. */
+			snprintf(cmd, sizeof(cmd), "+ %lu %lu %lu 1 1",
+				 memcg, node, seq);
+			if (!cont_write_str(LRU_GEN, cmd))
+				break;
+			pending = false;
+		}
+		if (last)
+			break;
+		if (sscanf(line, " %lu", &seq) == 1)
+			pending = true;
+		sscanf(line, "memcg %lu", &memcg);
+		sscanf(line, " node %lu", &node);
+	} while (1);
+	fclose(f);
+	return last && !pending;
+}
+
+FIXTURE_SETUP(aging)
+{
+	char now[16] = "", *room;
+	unsigned int i;
+
+	if (!cont_read_str(LRU_GEN_ON, self->was, sizeof(self->was)) ||
+	    !cont_write_str(LRU_GEN_ON, "7"))
+		SKIP(return, "kernel has no MGLRU");
+	cont_read_str(LRU_GEN_ON, now, sizeof(now));
+	if (!(strtol(now, NULL, 16) & 2))
+		SKIP(return, "no access flag in hardware: page tables are not walked");
+	if (found_young() < 0)
+		SKIP(return, "no debugfs, or a kernel that keeps LRU_GEN_STATS");
+	room = mmap(NULL, SEEN_PAGES * cont_page_size(), PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, room);
+	madvise(room, SEEN_PAGES * cont_page_size(), MADV_NOHUGEPAGE);
+	for (i = 0; i < SEEN_PAGES; i++)
+		cont_store(room + i * cont_page_size(), 1);
+	if (make_folded(_metadata, &self->map, variant->src,
+			AGED_PAGES * cont_page_size() / cont_size()))
+		ASSERT_EQ(0, madvise(self->map.addr, self->map.len, MADV_DONTFORK));
+}
+
+FIXTURE_TEARDOWN(aging)
+{
+	cont_map_free(&self->map);
+	if (self->was[0])
+		cont_write_str(LRU_GEN_ON, self->was);
+}
+
+/* An eighth of a table's entries has to be young for it to be looked at again. */
+CONT_TEST_F(aging, block_counts_as_all_of_its_entries)
+{
+	__u64 state = m->seed;
+	unsigned int use, i;
+	long young[2];
+
+	ASSERT_TRUE(age());
+	for (use = 0; use < 2; use++) {
+		ASSERT_TRUE(flush_tlb());
+		for (i = 0; use && i < m->nr_pages; i += m->bpages)
+			cont_touch(cont_page_at(m, i + cont_rand(&state) % m->bpages),
+				   m->page);
+		young[use] = -found_young();
+		ASSERT_TRUE(age());
+		young[use] += found_young();
+	}
+
+	/* What else runs uses about as much both times. */
+	EXPECT_LT(young[0] + m->nr_pages / 2, young[1]);
+	EXPECT_EQ((long)m->len, cont_mapped(m->addr, m->len));
 }
 
 /* ---- swap and MADV_FREE of whole folded ranges ------------------------ */
