@@ -969,31 +969,27 @@ static bool age(void)
 {
 	unsigned long memcg = 0, node = 0, seq = 0;
 	char line[PATH_MAX + 64], cmd[96];
-	bool last, pending = false;
+	bool ok = true, last = false, found = false;
 	FILE *f;
 
 	f = fopen(LRU_GEN, "re");
 	if (!f)
 		return false;
-	do {
+	while (ok && !last) {
 		last = !fgets(line, sizeof(line), f);
-		if (pending && (last || strchr("mn", line[strspn(line, " ")]))) {
-			/* Entries of anonymous memory too, and in all tables. */
-			snprintf(cmd, sizeof(cmd), "+ %lu %lu %lu 1 1",
-				 memcg, node, seq);
-			if (!cont_write_str(LRU_GEN, cmd))
-				break;
-			pending = false;
+		if (!last && sscanf(line, " %lu", &seq) == 1) {
+			found = true;
+			continue;
 		}
-		if (last)
-			break;
-		if (sscanf(line, " %lu", &seq) == 1)
-			pending = true;
-		sscanf(line, "memcg %lu", &memcg);
-		sscanf(line, " node %lu", &node);
-	} while (1);
+		/* That was the youngest: entries of anonymous memory too, all tables. */
+		snprintf(cmd, sizeof(cmd), "+ %lu %lu %lu 1 1", memcg, node, seq);
+		ok = !found || cont_write_str(LRU_GEN, cmd);
+		found = false;
+		if (!last && sscanf(line, "memcg %lu", &memcg) != 1)
+			ok = ok && sscanf(line, " node %lu", &node) == 1;
+	}
 	fclose(f);
-	return last && !pending;
+	return ok;
 }
 
 FIXTURE_SETUP(aging)
