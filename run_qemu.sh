@@ -18,7 +18,7 @@
 #   --config FRAG       a config fragment on top of configs/*; may be repeated
 # Tests:
 #   --tests "NAME ..."  only these
-#   --list              print the names and stop
+#   --list              print the names and stop; gets the source and builds the tests first
 #   --kernel-tests      also the kernel's own tests (selftests/vm), compared with what
 #                       they give on an unpatched kernel
 #   --repeat N          run them N times in one boot
