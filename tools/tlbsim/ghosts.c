@@ -46,7 +46,7 @@ static void count_frames(const struct ghost *g, int add)
 {
 	u64 oa, bytes = g->kind == GHOST_TABLE ? 1ULL << g->space->regime.shift : g->size;
 
-	if (g->kind == GHOST_PERM)
+	if (g->kind == GHOST_PERM || g->kind == GHOST_AGED)
 		return;
 	for (oa = g->oa; oa < g->oa + bytes; oa += 4096) {
 		struct frame *f = frame_at(oa);
@@ -58,76 +58,6 @@ static void count_frames(const struct ghost *g, int add)
 		else
 			f->ghosts += add;
 	}
-}
-
-void ghost_add(struct space *space, enum ghost_kind kind, u64 va, u64 size, u64 cover,
-	       unsigned int level, u64 desc, const struct actor *by)
-{
-	struct ghost *g, **head;
-
-	if (!space->maybe)
-		return;
-	g = calloc(1, sizeof(*g));
-	if (!g)
-		give_up("no memory for what TLBs may hold");
-	g->kind = kind;
-	g->va = va;
-	g->size = size;
-	g->cover = cover;
-	g->level = level;
-	g->desc = desc;
-	g->oa = kind == GHOST_TABLE ? desc & ADDR_MASK & ~((1ULL << space->regime.shift) - 1) :
-		leaf_oa(&space->regime, level, desc);
-	g->cpus = space->maybe;
-	g->time = ++model_time;
-	g->by = *by;
-	g->space = space;
-
-	g->next = space->ghosts;
-	g->pprev = &space->ghosts;
-	if (g->next)
-		g->next->pprev = &g->next;
-	space->ghosts = g;
-	space->nr_ghosts++;
-
-	head = size <= 1ULL << HASH_SHIFT ? bucket(va) : &big;
-	g->hash_next = *head;
-	g->hash_pprev = head;
-	if (g->hash_next)
-		g->hash_next->hash_pprev = &g->hash_next;
-	*head = g;
-
-	if (counts_for_thread(g)) {
-		nr_user++;
-		of_thread[thread_slot(by->thread)]++;
-	}
-	count_frames(g, 1);
-	if (kind != GHOST_TABLE)
-		tlbs_mark_stale(space, va);
-}
-
-static void ghost_returned(struct ghost *g)
-{
-	if (counts_for_thread(g)) {
-		nr_user--;
-		of_thread[thread_slot(g->by.thread)]--;
-	}
-	g->returned = true;
-}
-
-static void ghost_drop(struct ghost *g)
-{
-	ghost_returned(g);
-	nr_reused -= !!g->reuse;
-	count_frames(g, -1);
-	*g->pprev = g->next;
-	if (g->next)
-		g->next->pprev = g->pprev;
-	*g->hash_pprev = g->hash_next;
-	if (g->hash_next)
-		g->hash_next->hash_pprev = g->hash_pprev;
-	g->space->nr_ghosts--;
-	free(g);
 }
 
 /* Ends the search if it returns true. */
@@ -157,6 +87,89 @@ static void for_each_overlap(struct space *s, u64 va, u64 size, overlap_fn fn, v
 				return;
 		}
 	}
+}
+
+static bool is_aged(struct ghost *g, void *data)
+{
+	return *(bool *)data = g->kind == GHOST_AGED;
+}
+
+void ghost_add(struct space *space, enum ghost_kind kind, u64 va, u64 size, u64 cover,
+	       unsigned int level, u64 desc, const struct actor *by)
+{
+	struct ghost *g, **head;
+
+	if (!space->maybe)
+		return;
+	if (kind == GHOST_AGED) {
+		bool known = false;
+
+		for_each_overlap(space, va, size, is_aged, &known);
+		if (known)
+			return;
+	}
+	g = calloc(1, sizeof(*g));
+	if (!g)
+		give_up("no memory for what TLBs may hold");
+	g->kind = kind;
+	g->va = va;
+	g->size = size;
+	g->cover = cover;
+	g->level = level;
+	g->desc = desc;
+	g->oa = kind == GHOST_TABLE ? desc & ADDR_MASK & ~((1ULL << space->regime.shift) - 1) :
+		leaf_oa(&space->regime, level, desc);
+	g->cpus = space->maybe;
+	g->time = ++model_time;
+	g->by = *by;
+	g->returned = kind == GHOST_AGED;
+	g->space = space;
+
+	g->next = space->ghosts;
+	g->pprev = &space->ghosts;
+	if (g->next)
+		g->next->pprev = &g->next;
+	space->ghosts = g;
+	space->nr_ghosts++;
+
+	head = size <= 1ULL << HASH_SHIFT ? bucket(va) : &big;
+	g->hash_next = *head;
+	g->hash_pprev = head;
+	if (g->hash_next)
+		g->hash_next->hash_pprev = &g->hash_next;
+	*head = g;
+
+	if (counts_for_thread(g)) {
+		nr_user++;
+		of_thread[thread_slot(by->thread)]++;
+	}
+	count_frames(g, 1);
+	if (kind == GHOST_LEAF || kind == GHOST_PERM)
+		tlbs_mark_stale(space, va);
+}
+
+static void ghost_returned(struct ghost *g)
+{
+	if (counts_for_thread(g)) {
+		nr_user--;
+		of_thread[thread_slot(g->by.thread)]--;
+	}
+	g->returned = true;
+}
+
+static void ghost_drop(struct ghost *g)
+{
+	ghost_returned(g);
+	nr_reused -= !!g->reuse;
+	count_frames(g, -1);
+	*g->pprev = g->next;
+	if (g->next)
+		g->next->pprev = g->pprev;
+	*g->hash_pprev = g->hash_next;
+	if (g->hash_next)
+		g->hash_next->hash_pprev = g->hash_pprev;
+	g->space->nr_ghosts--;
+	free(g);
 }
 
 /* ---- a new entry ------------------------------------------------------- */
@@ -207,10 +220,11 @@ static void came_back(struct ghost *g, const struct newcomer *n)
 {
 	enum change change;
 
-	if (g->kind != GHOST_LEAF || g->va != n->own_va || g->level != n->level)
+	if ((g->kind != GHOST_LEAF && g->kind != GHOST_AGED) || g->va != n->own_va ||
+	    g->level != n->level)
 		return;
 	change = compare_leaf(g->desc, n->desc);
-	if (change == TIGHTENED) {
+	if (change == TIGHTENED && g->kind == GHOST_LEAF) {
 		count_frames(g, -1);
 		g->kind = GHOST_PERM;
 	} else if (change != DIFFERENT) {
@@ -256,12 +270,13 @@ void ghosts_check_new(struct space *space, u64 va, u64 size, unsigned int level,
 
 /* ---- reuse ------------------------------------------------------------- */
 
-static bool still_mapped(const struct ghost *g)
+/* An entry that is not valid, and not empty either, is about to be valid again. */
+static bool still_in_use(const struct ghost *g)
 {
 	struct walk w;
 
 	table_walk(g->space, g->va, &w);
-	return w.valid;
+	return w.desc;
 }
 
 static void report_reuse(struct ghost *g)
@@ -304,7 +319,7 @@ void ghosts_of_frame_reused(struct frame *f, u64 pa, const char *how, const stru
 			g->reuse = how;
 			g->reuse_pa = pa;
 			g->reuse_by = *by;
-			if (s->kernel ? still_mapped(g) : program_runs(g))
+			if (s->kernel ? still_in_use(g) : program_runs(g))
 				report_reuse(g);
 		}
 	}

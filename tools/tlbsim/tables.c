@@ -387,6 +387,9 @@ static void entry_changed(struct table *t, unsigned int i, u64 new, const struct
 			       (old ^ new) & DESC_CONT ? "another size" : "other attributes";
 			break;
 		default:
+			/* No TLB loads it now; those that have it keep it. */
+			if (!now)
+				ghost_add(s, GHOST_AGED, va, size, old_cover, t->level, old, by);
 			goto out;
 		}
 	}

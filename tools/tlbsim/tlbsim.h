@@ -184,7 +184,8 @@ struct actor {
 
 /* ---- ghosts ------------------------------------------------------------ */
 
-enum ghost_kind { GHOST_LEAF, GHOST_PERM, GHOST_TABLE };
+/* GHOST_AGED: it is still there, but its access flag was cleared. */
+enum ghost_kind { GHOST_LEAF, GHOST_PERM, GHOST_TABLE, GHOST_AGED };
 
 /* A translation, or a table, that is gone and that a TLB may still hold */
 struct ghost {

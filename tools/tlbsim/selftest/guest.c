@@ -239,6 +239,29 @@ static void bbm(void)
 	flush(va);
 	set(pte(va), page(1) | DATA);
 
+	va = mapped(16);
+	set(pte(va), (page(0) | DATA) & ~AF);
+	set(pte(va), page(1) | DATA);			/* fault: it was used before */
+	flush(va);
+
+	va = mapped(17);
+	set(pte(va), (page(0) | DATA) & ~AF);
+	flush(va);
+	set(pte(va), page(1) | DATA);			/* twin: and cannot be now */
+
+	va = mapped(18);
+	set(pte(va), (page(0) | DATA) & ~AF);
+	flush(va);
+	touch(va);
+	set(pte(va), page(1) | DATA);			/* fault: the hardware has set it again */
+	flush(va);
+
+	va = mapped(19);
+	set(pte(va), (page(0) | DATA) & ~AF);
+	set(pte(va), 0);
+	set(pte(va), page(1) | DATA);			/* fault: removed, but not invalidated */
+	flush(va);
+
 	va = BASE + 0x1000000;
 	set(&mid0[va >> 21 & 511], 0x42000000 | NORMAL | NG | BLOCK);
 	touch(va);
