@@ -12,8 +12,9 @@
 #   --kernel DIR        your own tree (git or not) of that version, instead of Debian's.
 #                       It is copied, never changed; it may have the series applied
 #   --unpatched         the kernel without the series: its tests skip
-#   --peer 6.12|newest  Debian's kernel of that version, with mainline's contpte, as
-#                       bench/kernel builds it: no checks in it
+#   --peer 6.12|newest|unpatched
+#                       Debian's kernel of that version, with mainline's contpte, or the
+#                       base alone, as bench/kernel builds it: no checks in it
 #   --pages 4k|16k|64k  page size (4k)
 #   --config FRAG       a config fragment on top of configs/*; may be repeated
 # Tests:
@@ -86,11 +87,11 @@ done
 [[ $mem =~ ^[1-9][0-9]*[MG]?$ ]] || die "--mem takes megabytes, or a number with G, not '$mem'"
 case $peer in
 '') ;;
-6.12 | newest)
+6.12 | newest | unpatched)
 	[ -z "$kernel$unpatched$kernel_tests$gdb${fragments[*]}" ] ||
 		die "--peer takes the kernel as it is: not with --kernel, --unpatched, --kernel-tests, --gdb or --config"
 	;;
-*) die "--peer takes 6.12 or newest, not '$peer'" ;;
+*) die "--peer takes 6.12, newest or unpatched, not '$peer'" ;;
 esac
 for f in "${fragments[@]}"; do [ -f "$f" ] || die "no such config fragment: $f"; done
 names=$(xargs <<<"$names")
@@ -161,8 +162,8 @@ if [ -n "$peer" ]; then
 	image=$("$TOP/bench/kernel" --pages "$pages" "$peer")
 	obj=${image%/arch/*}
 	tree=$(cat "$obj/tree")
-	debian=${tree##*/} base=$peer name=$peer-$pages what="mainline's contpte in it"
-	config=(bench)
+	debian=${tree##*/} name=$peer-$pages config=(bench) what=unpatched
+	[ "$peer" = unpatched ] || base=$peer what="mainline's contpte in it"
 else
 	config=("$TOP"/configs/{base,pages-$pages,mm,checks}.config)
 	[ -n "$unpatched" ] || config+=("$TOP"/configs/{contpte,hvo,tests}.config)
@@ -209,5 +210,6 @@ child=$!
 trap 'kill "$child" 2>/dev/null; wait "$child"; exit 130' INT TERM HUP
 wait "$child" || [ $? -eq 3 ] || exit 2
 status=0
-"$TOP/scripts/report" ${kernel_tests:+--known "$TOP/scripts/known-failures-$base"} ${peer:+--mainline} "$out" || status=$?
+mainline=${peer#unpatched}
+"$TOP/scripts/report" ${kernel_tests:+--known "$TOP/scripts/known-failures-$base"} ${mainline:+--mainline} "$out" || status=$?
 exit "$status"
