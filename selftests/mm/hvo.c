@@ -31,6 +31,8 @@
 #include <getopt.h>
 #include <signal.h>
 #include <linux/elf.h>
+#include <linux/udmabuf.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 
 #include "../kselftest.h"
@@ -43,6 +45,7 @@
 
 #define STRUCT_PAGE	64
 #define MAX_SIZES	8
+#define UDMABUF_MAX	(16UL << 20)
 #define WHY_LEN		512
 /* Huge pages of the cases that do not take many. */
 #define SOME		16
@@ -1702,6 +1705,75 @@ static int case_offline(struct hsize *h)
 	return SKIP("no memory block with huge pages can go offline");
 }
 
+/* Take one huge page for a file, and map what a dma-buf has of it. */
+static int use_udmabuf(const struct hsize *h, int dev, int fd)
+{
+	struct udmabuf_create create = {
+		.memfd = fd,
+		.flags = UDMABUF_FLAGS_CLOEXEC,
+		.size = h->size < UDMABUF_MAX ? h->size : UDMABUF_MAX,
+	};
+	size_t nr = create.size / page_size, i;
+	char *file, *p;
+	int buf;
+
+	if (ftruncate(fd, h->size) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK))
+		return FAIL("file of a huge page: %s", strerror(errno));
+	file = mmap(NULL, h->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (file == MAP_FAILED)
+		return FAIL("mmap of a huge page: %s", strerror(errno));
+	mapped = file;
+	mapped_len = h->size;
+	for (i = 0; i < nr; i++)
+		cont_page_fill(file + i * page_size, seed, i, 0);
+
+	buf = ioctl(dev, UDMABUF_CREATE, &create);
+	if (buf < 0)
+		return SKIP("no dma-buf of huge pages: %s", strerror(errno));
+	p = mmap(NULL, create.size, PROT_READ | PROT_WRITE, MAP_SHARED, buf, 0);
+	close(buf);
+	if (p == MAP_FAILED)
+		return FAIL("mmap of a dma-buf: %s", strerror(errno));
+	/* Half of the first faults read. */
+	for (i = 0; i < nr; i++) {
+		if (i % 2 && !cont_page_ok(p + i * page_size, seed, i, 0))
+			break;
+		cont_page_fill(p + i * page_size, seed, i, 1);
+	}
+	munmap(p, create.size);
+	if (i < nr)
+		return FAIL("page %zu of the dma-buf is not that of the file", i);
+	for (i = 0; i < nr; i++)
+		if (!cont_page_ok(file + i * page_size, seed, i, 1))
+			return FAIL("page %zu: what was written to the dma-buf is not there",
+				    i);
+	return expect("dma-buf", h, 1, 1);
+}
+
+/* Who maps parts of a huge page one by one has no struct page to count that in. */
+static int case_udmabuf(struct hsize *h)
+{
+	unsigned int order = __builtin_ctzll(h->size);
+	int dev, fd, ret;
+
+	if (!h->saves)
+		return SKIP(NO_SAVING);
+	optimize(true);
+	if (!pool_grow(h, 1))
+		return SKIP(NO_PAGES);
+	dev = open("/dev/udmabuf", O_RDWR | O_CLOEXEC);
+	if (dev < 0)
+		return SKIP("/dev/udmabuf: %s", strerror(errno));
+	fd = memfd_create("hvo", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB |
+				 order << MAP_HUGE_SHIFT);
+	ret = fd < 0 ? SKIP("memfd_create: %s", strerror(errno)) : use_udmabuf(h, dev, fd);
+	unmap();
+	close(dev);
+	if (fd >= 0)
+		close(fd);
+	return ret ?: expect("dma-buf gone", h, 1, 1);
+}
+
 static bool probe(const char *what, __u64 pfn, char *buf, size_t size)
 {
 	char cmd[48];
@@ -1793,6 +1865,7 @@ static const struct {
 	{ "switch", case_switch },
 	{ "shrink_enomem", case_shrink_enomem },
 	{ "offline", case_offline },
+	{ "udmabuf", case_udmabuf },
 	{ "probe", case_probe },
 };
 
