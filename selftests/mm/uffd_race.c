@@ -24,7 +24,7 @@
 #include <linux/userfaultfd.h>
 
 #define NR_READERS	3
-#define ROUNDS		3000
+#define ROUNDS		500
 
 FIXTURE(uffd)
 {
