@@ -31,6 +31,7 @@
 #define _GNU_SOURCE
 #include <err.h>
 #include <fnmatch.h>
+#include <glob.h>
 #include <sched.h>
 #include <signal.h>
 #include <linux/loop.h>
@@ -493,6 +494,21 @@ static void op_collapse(char *p)
 	end(p, "collapse");
 }
 
+/*
+ * What the lists of a CPU hold decides what freeing huge pages costs: they push it out.
+ * Memory that is to go offline drains them first. It stays: arm64 refuses that for memory
+ * of the boot.
+ */
+static void drain_lists(void)
+{
+	glob_t blocks;
+
+	if (glob("/sys/devices/system/memory/memory*/state", 0, NULL, &blocks))
+		return;
+	cont_write_str(blocks.gl_pathv[0], "offline");
+	globfree(&blocks);
+}
+
 static void op_pool(char *unused)
 {
 	long nr = pmd < POOL ? POOL / pmd : 1;
@@ -502,6 +518,7 @@ static void op_pool(char *unused)
 	set_pool(pmd, "nr_hugepages", nr);
 	end(NULL, "grow");
 	must(pool(pmd) == nr, "grow");
+	drain_lists();
 	begin(NULL);
 	set_pool(pmd, "nr_hugepages", 0);
 	end(NULL, "shrink");
