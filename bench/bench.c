@@ -31,7 +31,6 @@
 #define _GNU_SOURCE
 #include <err.h>
 #include <fnmatch.h>
-#include <glob.h>
 #include <sched.h>
 #include <signal.h>
 #include <linux/loop.h>
@@ -501,12 +500,13 @@ static void op_collapse(char *p)
  */
 static void drain_lists(void)
 {
-	glob_t blocks;
+	char path[64];
+	int block = 0;
 
-	if (glob("/sys/devices/system/memory/memory*/state", 0, NULL, &blocks))
-		return;
-	cont_write_str(blocks.gl_pathv[0], "offline");
-	globfree(&blocks);
+	do {
+		snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%d/state", block);
+	} while (access(path, W_OK) && ++block < 1024);
+	cont_write_str(path, "offline");
 }
 
 static void op_pool(char *unused)
